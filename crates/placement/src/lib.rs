@@ -1,0 +1,30 @@
+//! Scope names, regions, rules and the placement record.
+//!
+//! What a scope is called and where it lives: [`ScopeName`] and the hashes that spread its keys over shards and slots,
+//! [`Regions`] (the file that says which regions exist and how far apart they are), [`Rules`] (which scopes are held
+//! where, and how) and the [`PlacementRecord`] that a rule implies for a name. Everything here is a pure function of
+//! its arguments: no clock, no files, no randomness, so that every node answers alike.
+
+mod config;
+mod name;
+mod record;
+mod regions;
+mod rules;
+mod scope;
+#[cfg(test)]
+mod tests;
+
+pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS};
+pub use name::{
+    MAX_KEY_BYTES, MAX_REGION_NAME_BYTES, MAX_SCOPE_NAME_BYTES, NameError, RegionName, ScopeName, check_key,
+};
+pub use record::PlacementRecord;
+pub use regions::{
+    Location, MAX_NODE_ID_BYTES, MAX_NODES, MAX_PLACES, MAX_REGIONS, MAX_ROUND_TRIP_MS, Node, Place, Region,
+    Regions,
+};
+pub use rules::{
+    DEFAULT_HISTORY_BYTES, DEFAULT_HISTORY_CHANGES, Durability, MAX_EXPIRY, MAX_RULES, Pattern, Policy, Rule,
+    RuleError, Rules, Share, parse_expiry,
+};
+pub use scope::{Kind, MAX_SPREAD, SLOTS, ScopeId, ShardId, Slot, shard_index};
