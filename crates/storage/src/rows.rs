@@ -1,0 +1,278 @@
+//! Rows: what the values of each space say. Every row ends with a checksum.
+
+use bytes::Bytes;
+use tropism_crdt::cell::Cell;
+use tropism_crdt::codec::{
+    DecodeError, Reader, checked, put_bytes, put_checksum, put_varint,
+};
+use tropism_crdt::vector::{decode_entries, encode_entries};
+use tropism_crdt::{NodeId, Origin, Stamp};
+use tropism_placement::{Kind, ScopeId, ScopeName, ShardId};
+
+use crate::keys::LogKey;
+
+/// Version of every format in a store: a store that says another number is not opened.
+pub const STORE_FORMAT: u64 = 1;
+
+/// A row that can be encoded and read back.
+pub trait Row: Sized {
+    /// Appends the fields.
+    fn encode_fields(&self, out: &mut Vec<u8>);
+
+    /// Reads the fields; `whole` is the row, for values that are slices of it.
+    fn decode_fields(r: &mut Reader<'_>, whole: &Bytes) -> Result<Self, DecodeError>;
+
+    /// Fields and checksum.
+    fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(128);
+        self.encode_fields(&mut out);
+        put_checksum(&mut out, 0);
+        out.into()
+    }
+
+    /// Verifies the checksum and reads the fields.
+    fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(checked(bytes)?);
+        let row = Self::decode_fields(&mut r, bytes)?;
+        r.finish()?;
+        Ok(row)
+    }
+}
+
+/// Space `values`: one key at this member.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ValueRow {
+    /// Number of this node's commit that wrote the row: what is stable below a commit is stable here.
+    pub commit: u64,
+    /// The key's last changes, one entry per origin: what a reader's token must say.
+    pub last: Vec<(Origin, u64)>,
+    /// A change that could not be applied, if there is one: the key is not served.
+    pub parked: Option<Parked>,
+    /// State and value.
+    pub cell: Cell,
+}
+
+/// Why a key is not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// How many changes were put aside.
+    pub changes: u64,
+    /// What was wrong with the first.
+    pub reason: String,
+}
+
+impl Row for ValueRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.commit);
+        encode_entries(out, self.last.len(), self.last.iter().map(|(o, s)| (o, *s)));
+        put_varint(out, self.parked.as_ref().map_or(0, |parked| parked.changes));
+        if let Some(parked) = &self.parked {
+            put_bytes(out, parked.reason.as_bytes());
+        }
+        self.cell.encode(out);
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, whole: &Bytes) -> Result<Self, DecodeError> {
+        let commit = r.varint("commit")?;
+        let last = decode_entries(r)?;
+        let parked = match r.varint("parked changes")? {
+            0 => None,
+            changes => Some(Parked { changes, reason: r.str("reason")?.to_owned() }),
+        };
+        Ok(Self { commit, last, parked, cell: Cell::decode(r, whole)? })
+    }
+}
+
+/// Space `shards`: what a shard is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardRow {
+    /// Its scope.
+    pub scope: ScopeId,
+    /// Which of the scope's shards.
+    pub index: u16,
+    /// What its values are.
+    pub kind: Kind,
+}
+
+impl ShardRow {
+    /// The shard's id.
+    pub fn id(&self) -> ShardId {
+        ShardId::of(&self.scope, self.index)
+    }
+}
+
+impl Row for ShardRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_bytes(out, self.scope.name.as_str().as_bytes());
+        put_varint(out, self.scope.incarnation);
+        put_varint(out, u64::from(self.index));
+        out.push(self.kind.code());
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        let name = ScopeName::new(r.str("scope")?).map_err(|_| r.invalid("scope"))?;
+        let incarnation = r.varint("scope incarnation")?;
+        let index = u16::try_from(r.varint("shard index")?).map_err(|_| r.invalid("shard index"))?;
+        let kind = Kind::from_code(r.u8("kind")?).ok_or_else(|| r.invalid("kind"))?;
+        Ok(Self { scope: ScopeId { name, incarnation }, index, kind })
+    }
+}
+
+/// Which store this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// [`STORE_FORMAT`] when written.
+    pub format: u64,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node.
+    pub node: NodeId,
+    /// Drawn when the store was made: cursors into another store are void.
+    pub store_id: u128,
+}
+
+impl Row for Header {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.format);
+        put_bytes(out, self.cluster.as_bytes());
+        self.node.encode(out);
+        out.extend_from_slice(&self.store_id.to_be_bytes());
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self {
+            format: r.varint("store format")?,
+            cluster: r.str("cluster")?.to_owned(),
+            node: NodeId::decode(r)?,
+            store_id: u128::from_be_bytes(r.array("store id")?),
+        })
+    }
+}
+
+/// How far the store has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Head {
+    /// Number of the last commit.
+    pub commit: u64,
+    /// Hash over everything every commit wrote, in order.
+    pub hash: u64,
+}
+
+impl Row for Head {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.commit);
+        out.extend_from_slice(&self.hash.to_be_bytes());
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self { commit: r.varint("commit")?, hash: r.u64("hash")? })
+    }
+}
+
+/// What the clock promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClockRow {
+    /// No stamp at or beyond this was issued, Unix ms; 0 after a clean stop.
+    pub reserved_ms: u64,
+    /// The last stamp known when the row was written; the last at all after a clean stop.
+    pub last: Stamp,
+}
+
+impl Row for ClockRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.reserved_ms);
+        out.extend_from_slice(&self.last.as_u64().to_be_bytes());
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self { reserved_ms: r.varint("reservation")?, last: Stamp::from_u64(r.u64("last stamp")?) })
+    }
+}
+
+impl Row for Origin {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        self.encode(out);
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Self::decode(r)
+    }
+}
+
+/// The commit index: what one commit logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitRow {
+    /// When, by the wall clock, Unix ms: decides when the log may be trimmed.
+    pub wall_ms: u64,
+    /// The log keys, in the order the changes were applied.
+    pub changes: Vec<LogKey>,
+}
+
+impl Row for CommitRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.wall_ms);
+        put_varint(out, self.changes.len() as u64);
+        for key in &self.changes {
+            out.extend_from_slice(&key.shard.0);
+            key.origin.encode(out);
+            put_varint(out, key.seq);
+        }
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        let wall_ms = r.varint("wall clock")?;
+        let mut changes = Vec::new();
+        for _ in 0..r.varint("changes")? {
+            changes.push(LogKey {
+                shard: ShardId(r.array("shard")?),
+                origin: Origin::decode(r)?,
+                seq: r.varint("seq")?,
+            });
+        }
+        Ok(Self { wall_ms, changes })
+    }
+}
+
+/// What is remembered of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerRow {
+    /// The peer's store when the cursor was told; the cursor is void for another one.
+    pub store_id: u128,
+    /// The peer holds everything this store logged up to this commit.
+    pub cursor: u64,
+    /// The highest state of the peer's store that it ever showed us: a peer that comes back behind it is short.
+    pub seen: Seen,
+}
+
+/// A state of a peer's store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Seen {
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// Its commit number.
+    pub commit: u64,
+    /// Its running hash there.
+    pub hash: u64,
+}
+
+impl Row for PeerRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.store_id.to_be_bytes());
+        put_varint(out, self.cursor);
+        put_varint(out, self.seen.incarnation);
+        put_varint(out, self.seen.commit);
+        out.extend_from_slice(&self.seen.hash.to_be_bytes());
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self {
+            store_id: u128::from_be_bytes(r.array("store id")?),
+            cursor: r.varint("cursor")?,
+            seen: Seen {
+                incarnation: r.varint("incarnation")?,
+                commit: r.varint("commit")?,
+                hash: r.u64("hash")?,
+            },
+        })
+    }
+}
