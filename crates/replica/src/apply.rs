@@ -1,0 +1,373 @@
+//! Peers' changes: the gate, causal order, and the merge.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use tropism_crdt::cell::{Admission, Content};
+use tropism_crdt::document::PeerChange;
+use tropism_crdt::{Body, Change, NodeId, Origin};
+use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
+use tropism_storage::rows::Parked;
+use tropism_storage::{EditKey, Reads, ShardRow, Store, ValueRow};
+
+use crate::documents::LoadError;
+use crate::frame::{FrameBody, Want};
+use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, PENDING_BYTES, WANT_US};
+use crate::replica::{Event, Now, Output, Replica, ReplicaError, log_key, record_of};
+
+/// Changes that came before what they depend on. In memory only: a change is told to have arrived when it is applied,
+/// so one that is lost here is sent again.
+///
+/// Invariants: bounded in bytes; never holds what the shard's vector already counts for longer than one turn.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    changes: BTreeMap<(ShardId, Origin, u64), Waits>,
+    bytes: usize,
+    /// Changes that were waited for since the last time they were asked for.
+    next_want_us: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Waits {
+    change: Change,
+    bytes: Bytes,
+    from: NodeId,
+    row: ShardRow,
+    since_us: u64,
+}
+
+impl Pending {
+    /// Number of changes and bytes.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.changes.len(), self.bytes)
+    }
+
+    pub(crate) fn next_want(&self) -> Option<u64> {
+        self.next_want_us
+    }
+
+    /// Whether a change of `node` that came from it still waits: then its closed time must wait as well.
+    pub(crate) fn any_of(&self, node: NodeId) -> bool {
+        self.changes.keys().any(|(_, origin, _)| origin.node == node)
+    }
+
+    fn insert(&mut self, id: ShardId, waits: Waits) -> Event {
+        let cost = waits.bytes.len() + CHANGE_OVERHEAD_BYTES;
+        if self.bytes + cost > PENDING_BYTES {
+            return Event::PendingFull;
+        }
+        let due = waits.since_us + WANT_US;
+        let key = (id, waits.change.origin, waits.change.seq);
+        if self.changes.contains_key(&key) {
+            return Event::Duplicate;
+        }
+        self.changes.insert(key, waits);
+        self.bytes += cost;
+        self.next_want_us = Some(self.next_want_us.map_or(due, |next| next.min(due)));
+        Event::Pended
+    }
+
+    fn remove(&mut self, key: &(ShardId, Origin, u64)) -> Option<Waits> {
+        let waits = self.changes.remove(key)?;
+        self.bytes -= waits.bytes.len() + CHANGE_OVERHEAD_BYTES;
+        if self.changes.is_empty() {
+            self.next_want_us = None;
+        }
+        Some(waits)
+    }
+
+    /// The waiting changes of a shard, by origin and seq.
+    fn of_shard(&self, id: ShardId) -> impl Iterator<Item = (&(ShardId, Origin, u64), &Waits)> {
+        self.changes.range((id, Origin::FIRST, 0)..).take_while(move |(key, _)| key.0 == id)
+    }
+}
+
+/// A change that the gate let through.
+struct Sound {
+    change: Change,
+    bytes: Bytes,
+    row: ShardRow,
+    id: ShardId,
+}
+
+impl Replica {
+    /// Applies what can be applied of a peer's changes, in its order; the rest waits.
+    pub(crate) fn changes(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        from: NodeId,
+        changes: Vec<Bytes>,
+    ) -> Result<(), ReplicaError> {
+        if changes.len() > FRAME_CHANGES {
+            self.refuse(from, format!("{} changes in one frame, the limit is {FRAME_CHANGES}", changes.len()));
+            return Ok(());
+        }
+        let mut staged = Staged::default();
+        for bytes in changes {
+            let sound = match self.gate(&bytes) {
+                Ok(sound) => sound,
+                Err(Refusal::Unsound(reason)) => {
+                    self.refuse(from, reason);
+                    continue;
+                }
+                Err(Refusal::NotMember(shard, epoch)) => {
+                    self.send(from, FrameBody::NotMember { shard, epoch });
+                    continue;
+                }
+            };
+            let (id, origin, seq) = (sound.id, sound.change.origin, sound.change.seq);
+            let record = record_of(&self.identity.rules, &sound.row);
+            let Some(record) = record else { unreachable!("the gate found it") };
+            let vector = &self.shards.get(store, &sound.row, id, || record)?.vector;
+            if vector.includes(&origin, seq) {
+                let told = vector.get(&origin);
+                self.tell(now, from, from, id, origin, told); // the sender does not know yet
+                self.event(Event::Duplicate);
+            } else if vector.get(&origin) + 1 == seq && sound.change.deps.iter().all(|(o, s)| vector.includes(o, *s)) {
+                self.apply(now, store, from, sound, &mut staged)?;
+                self.release(now, store, id, &mut staged)?;
+            } else {
+                let waits = Waits { change: sound.change, bytes: sound.bytes, from, row: sound.row, since_us: now.mono_us };
+                let event = self.pending.insert(id, waits);
+                self.event(event);
+            }
+        }
+        let applied = staged.values().map(Vec::len).sum();
+        for ((id, key), changes) in staged {
+            self.merge(store, id, &key, &changes)?;
+        }
+        if applied > 0 {
+            self.event(Event::Applied { changes: applied });
+        }
+        Ok(())
+    }
+
+    /// Applies the waiting changes of a shard that wait no longer.
+    fn release(&mut self, now: Now, store: &mut Store, id: ShardId, staged: &mut Staged) -> Result<(), ReplicaError> {
+        loop {
+            let Some(shard) = self.shards.cached(id) else { return Ok(()) };
+            let vector = &shard.vector;
+            let ready = self.pending.of_shard(id).find_map(|(key, waits)| {
+                let applied = vector.includes(&key.1, key.2);
+                let next = vector.get(&key.1) + 1 == key.2;
+                let seen = next && waits.change.deps.iter().all(|(o, s)| vector.includes(o, *s));
+                (applied || seen).then_some((*key, applied))
+            });
+            let Some((key, applied)) = ready else { return Ok(()) };
+            let Some(waits) = self.pending.remove(&key) else { return Ok(()) };
+            if !applied {
+                let sound = Sound { change: waits.change, bytes: waits.bytes, row: waits.row, id };
+                self.apply(now, store, waits.from, sound, staged)?;
+            }
+        }
+    }
+
+    /// Logs a change whose turn has come and stages it for its key.
+    fn apply(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        from: NodeId,
+        sound: Sound,
+        staged: &mut Staged,
+    ) -> Result<(), ReplicaError> {
+        let Sound { change, bytes, id, .. } = sound;
+        if !self.clock.observe(change.stamp) {
+            self.event(Event::FutureStamp(change.origin.node));
+        }
+        let (origin, seq) = (change.origin, change.seq);
+        self.record_change(store, id, log_key(id, &change), (bytes, Some(from)))?;
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        for peer in peers {
+            self.tell(now, peer, from, id, origin, seq);
+        }
+        staged.entry((id, change.key.clone())).or_default().push(change);
+        Ok(())
+    }
+
+    /// Merges changes of one key, in order: one read, one merge of the document's content, one row.
+    fn merge(&mut self, store: &mut Store, id: ShardId, key: &str, changes: &[Change]) -> Result<(), ReplicaError> {
+        let mut row = store.value(id, key)?.unwrap_or_default();
+        let mut edits: Vec<&Change> = Vec::new();
+        let life = row.cell.life;
+        for change in changes {
+            match row.cell.merge(change) {
+                Admission::Outlived => self.event(Event::Outlived),
+                Admission::SameLife => edits.push(change),
+                Admission::NewLife => {
+                    edits.clear();
+                    edits.push(change);
+                    row.parked = None; // what could not be applied went with its life
+                }
+            }
+            row.last.retain(|(origin, seq)| {
+                *origin != change.origin && !change.deps.iter().any(|(o, s)| o == origin && s >= seq)
+            });
+            row.last.push((change.origin, change.seq));
+        }
+        if row.cell.life > life {
+            self.documents.clear(store, id, key, row.cell.life)?;
+        }
+        edits.retain(|change| matches!(change.body, Body::Document { .. }));
+        if !edits.is_empty() {
+            if row.cell.content == Content::Empty {
+                row.cell.content = Content::Document { heads: Vec::new(), json: Bytes::from_static(b"{}") };
+            }
+            edits.retain(|change| !raw_edit(change).is_empty());
+            self.merge_document(store, id, key, &mut row, &edits)?;
+        }
+        row.commit = store.open_commit();
+        store.put_value(id, key, &row);
+        Ok(())
+    }
+
+    /// Merges the automerge part of changes of the life a key is in; what does not apply parks the key.
+    fn merge_document(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        key: &str,
+        row: &mut ValueRow,
+        edits: &[&Change],
+    ) -> Result<(), ReplicaError> {
+        if edits.is_empty() {
+            return Ok(()); // writes that made no difference
+        }
+        let life = row.cell.life;
+        let raw: Vec<&[u8]> = edits.iter().map(|change| raw_edit(change)).collect();
+        let mut applied = 0;
+        if row.parked.is_none() {
+            let loaded = match self.documents.get(store, id, key, life) {
+                Ok(loaded) => loaded,
+                Err(LoadError::Store(error)) => return Err(error.into()),
+                Err(LoadError::Document(error)) => {
+                    park(store, id, key, row, &raw, error.to_string());
+                    return Ok(());
+                }
+            };
+            let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
+            let batch: Vec<PeerChange<'_>> =
+                raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
+            let refused = match loaded.document.apply(&batch) {
+                Ok(_) => {
+                    applied = batch.len();
+                    None
+                }
+                // One of the batch is at fault: those before it stand.
+                Err(_) => batch.iter().find_map(|change| match loaded.document.apply(&[*change]) {
+                    Ok(_) => {
+                        applied += 1;
+                        None
+                    }
+                    Err(error) => Some(error.to_string()),
+                }),
+            };
+            let heads = loaded.document.heads().hashes().to_vec();
+            row.cell.content = Content::Document { heads, json: loaded.document.to_canonical_json().into() };
+            self.documents.save(store, id, key, &raw[..applied]);
+            if let Some(reason) = refused {
+                self.event(Event::Parked { reason: reason.clone() });
+                park(store, id, key, row, &raw[applied..], reason);
+            }
+        } else {
+            park(store, id, key, row, &raw, String::new());
+        }
+        Ok(())
+    }
+
+    /// Whether a change is what a member of its shard would make, and is for us.
+    fn gate(&self, bytes: &Bytes) -> Result<Sound, Refusal> {
+        let unsound = |reason: String| Refusal::Unsound(reason);
+        let change = Change::decode(bytes).map_err(|error| unsound(format!("change {error}")))?;
+        let name = ScopeName::new(&change.scope).map_err(|error| unsound(format!("scope: {error}")))?;
+        check_key(&change.key).map_err(|error| unsound(format!("key: {error}")))?;
+        let kind = self.identity.rules.find(&name).map(|rule| rule.kind);
+        let Some(kind) = kind else { return Err(unsound(format!("no rule matches scope {name}"))) };
+        let scope = ScopeId { name, incarnation: change.scope_incarnation };
+        let row = ShardRow { scope, index: change.shard_index, kind };
+        let id = row.id();
+        let Some(record) = record_of(&self.identity.rules, &row) else {
+            return Err(unsound(format!("scope {} has no shard {}", row.scope, row.index)));
+        };
+        if record.shard(&change.key).1 != id {
+            return Err(unsound(format!("a key that belongs to another shard of {}", row.scope)));
+        }
+        if !record.members().any(|region| *region == self.identity.region) {
+            return Err(Refusal::NotMember(id, record.epoch));
+        }
+        let fits = match &change.body {
+            Body::Touch | Body::Delete { .. } => true,
+            Body::Register { .. } => kind == Kind::Register,
+            Body::Counter { .. } => kind == Kind::Counter,
+            Body::Document { .. } => kind == Kind::Document,
+        };
+        if !fits {
+            return Err(unsound(format!("a change of another kind than {kind} in scope {}", row.scope)));
+        }
+        Ok(Sound { change, bytes: bytes.clone(), row, id })
+    }
+
+    fn refuse(&mut self, from: NodeId, reason: String) {
+        self.event(Event::Refused { from, reason });
+    }
+
+    /// Asks for what waiting changes depend on, when it is overdue.
+    pub(crate) fn want_missing(&mut self, now: Now) {
+        if self.pending.next_want_us.is_none_or(|due| due > now.mono_us) {
+            return;
+        }
+        let mut wants: BTreeMap<(NodeId, ShardId, Origin), (u64, u64)> = BTreeMap::new();
+        for ((id, origin, seq), waits) in &self.pending.changes {
+            if waits.since_us + WANT_US > now.mono_us {
+                continue;
+            }
+            let Some(shard) = self.shards.cached(*id) else { continue };
+            let previous = [(*origin, *seq - 1)];
+            for (author, needed) in waits.change.deps.iter().chain(&previous) {
+                let have = shard.vector.get(author);
+                if have < *needed {
+                    let range = wants.entry((waits.from, *id, *author)).or_insert((have + 1, *needed));
+                    range.1 = range.1.max(*needed);
+                }
+            }
+        }
+        for ((to, shard, origin), (from, last)) in wants {
+            self.event(Event::Wanted(to));
+            self.send(to, FrameBody::Want(Want { shard, origin, from, to: last }));
+        }
+        self.pending.next_want_us = (!self.pending.changes.is_empty()).then_some(now.mono_us + WANT_US);
+    }
+
+    /// Sends a frame if the link stands.
+    pub(crate) fn send(&mut self, to: NodeId, body: FrameBody) {
+        if let Some(frame) = self.links.get_mut(&to).and_then(|link| link.frame(body)) {
+            self.outputs.push_back(Output::Send { to, frame });
+        }
+    }
+}
+
+/// Changes whose turn has come, by key, to be merged together.
+type Staged = BTreeMap<(ShardId, String), Vec<Change>>;
+
+fn raw_edit(change: &Change) -> &[u8] {
+    match &change.body {
+        Body::Document { change } => change,
+        _ => &[],
+    }
+}
+
+/// Puts changes of a key aside: they are counted in the vector like any other, and the key is not served.
+fn park(store: &mut Store, shard: ShardId, key: &str, row: &mut ValueRow, changes: &[&[u8]], reason: String) {
+    let parked = row.parked.get_or_insert(Parked { changes: 0, reason });
+    for change in changes {
+        let part = EditKey::PARKED + parked.changes;
+        store.put_edit(&EditKey { shard, key, life: row.cell.life, part }, change);
+        parked.changes += 1;
+    }
+}
+
+enum Refusal {
+    Unsound(String),
+    NotMember(ShardId, u64),
+}

@@ -1,0 +1,52 @@
+//! One node's replication as a state machine.
+//!
+//! A [`Replica`] takes one [`Input`] at a time (a client's write, a peer's frame, the passing of time) together with
+//! [`Now`] and the [`Store`](tropism_storage::Store), and leaves two things behind: rows in the store's open batch and
+//! [`Output`]s in a queue. It reads no clock, opens no socket, starts no thread and draws no randomness, so the
+//! simulator runs the very code that production runs.
+//!
+//! # The driver's contract
+//!
+//! ```text
+//! loop {
+//!     wait for inputs, at most until replica.next_deadline()
+//!     replica.handle(now, &mut store, input)      for each that is there: group commit without linger
+//!     replica.flush(now, &mut store)              once: what links have to send joins the same group
+//!     store.commit(); store.sync()                one batch, one sync
+//!     publish store.snapshot() to readers
+//!     while let Some(output) = replica.poll_output() { carry it out }
+//! }
+//! ```
+//!
+//! Nothing leaves before the batch it depends on is durable: no reply, no frame, no event. On any error of the store
+//! the node stops answering and exits; what was in flight has an unknown outcome, and the next start finds out.
+//!
+//! # The life of a change
+//!
+//! [`Replica::handle`] with [`Input::Write`] finds the scope's record by rule, checks the preconditions, stamps the
+//! write, makes a [`Change`](tropism_crdt::Change) with what its origin had seen of the shard as `deps`, merges it into
+//! the key's cell and logs it. [`link`] walks the log for each peer and sends what the peer lacks; the peer applies a
+//! change when its vector includes `deps`, tells its vector back, and that moves the link's cursor. [`reconcile`]
+//! compares vectors in the background and asks for what a link missed.
+//!
+//! # What is left out
+//!
+//! Moves of scopes, several owners in a region, digests of values and state transfer: the formats leave room for them.
+
+mod apply;
+mod documents;
+mod frame;
+pub mod limits;
+mod link;
+mod reconcile;
+mod recent;
+mod replica;
+mod shards;
+mod write;
+
+pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
+pub use link::LinkStatus;
+pub use replica::{
+    BootError, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError, Status, Ticket,
+};
+pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};

@@ -1,0 +1,47 @@
+//! The replica's limits, each with its unit and reason.
+
+/// Most bytes of changes in one frame: a frame is also the unit in which a slow link delays the next one.
+pub const FRAME_BYTES: usize = 256 * 1024;
+/// Most bytes of changes sent to a peer and not yet told back: what a link of 150 ms needs for 28 MB/s.
+pub const CREDIT_BYTES: usize = 4 * 1024 * 1024;
+/// Changes a sender remembers per link as not yet told back, sent or left to others; beyond it the walk waits.
+pub const OUTSTANDING_CHANGES: usize = 65_536;
+/// While changes are in flight, the next ones wait this long (us) for company: short beside any link between regions,
+/// long enough that 500 writes a second share frames.
+pub const BATCH_LINGER_US: u64 = 2_000;
+/// Changes kept in memory after their commit so that links that keep up never read the log; bytes.
+pub const RECENT_BYTES: usize = 16 * 1024 * 1024;
+/// Changes received before what they depend on; bytes. What does not fit is dropped and sent again.
+pub const PENDING_BYTES: usize = 8 * 1024 * 1024;
+/// Memory a pending or recent change costs besides its bytes.
+pub const CHANGE_OVERHEAD_BYTES: usize = 256;
+/// Shards whose vector is kept in memory; about 400 bytes each. Others are read back when needed.
+pub const CACHED_SHARDS: usize = 65_536;
+/// Client writes that wait for other regions' disks; beyond it such writes are refused.
+pub const WAITING_WRITES: usize = 10_000;
+/// Heartbeat interval, us.
+pub const HEARTBEAT_US: u64 = 200_000;
+/// A peer that was not heard for this long (us) is silent: others relay for it.
+pub const SILENT_US: u64 = 2_000_000;
+/// A link on which nothing was heard for this long (us) is dropped and dialled again.
+pub const DEAD_US: u64 = 5_000_000;
+/// Sent changes that are not told back in this time (us), beyond the round trip, are sent again.
+pub const RESEND_US: u64 = 2_000_000;
+/// A change whose dependencies are missing for this long (us) asks its sender for them.
+pub const WANT_US: u64 = 250_000;
+/// A difference between vectors that lasts this long (us) is not traffic under way: its changes are asked for.
+pub const SETTLE_US: u64 = 2_000_000;
+/// Interval of vector comparison per link, us.
+pub const COMPARE_US: u64 = 10_000_000;
+/// Shards in one frame of vectors: a larger difference takes several comparisons.
+pub const VECTORS_PER_FRAME: usize = 512;
+/// Differences remembered per link while they settle.
+pub const SUSPECTS: usize = 4_096;
+/// What a peer is told lazily (it did not send it to us) waits this long, us.
+pub const TELL_LAZILY_US: u64 = 100_000;
+/// What is remembered of peers is written this often at most, us: older is only sent again.
+pub const PEER_ROWS_US: u64 = 1_000_000;
+/// Changes of one client write or frame whose number this node accepts from a peer: larger frames are refused.
+pub const FRAME_CHANGES: usize = 16_384;
+/// A node that is ahead of most peers by this much (ms; 80 % of the max offset) takes no client writes.
+pub const FENCE_OFFSET_MS: i64 = 400;

@@ -1,0 +1,711 @@
+//! One link to each peer: the walk over our log for it, what it told, and the closed times both ways.
+//!
+//! The sender walks its own commits from the peer's *cursor* and sends what the peer lacks: always what this node
+//! authored; what others authored only when the peer does not hear them or lacks it for too long. The *position* runs
+//! ahead of the cursor. Everything between is *outstanding*; the cursor passes a commit when the peer has told that it
+//! applied every change of it, from whomever it came. After any outage the walk resumes at the cursor.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use tropism_crdt::{NodeId, Origin, Stamp};
+use tropism_placement::{RegionName, ShardId};
+use tropism_storage::rows::Seen;
+use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
+
+use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want};
+use crate::limits::{
+    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
+    SILENT_US, TELL_LAZILY_US,
+};
+use crate::reconcile::Suspects;
+use crate::recent::Logged;
+use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
+
+/// Stability samples remembered per link; more are merged.
+const SAMPLES: usize = 64;
+
+/// A peer and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    peer: Peer,
+    row: PeerRow,
+    row_dirty: bool,
+    session: Option<Session>,
+    /// Every change of the peer stamped up to this is applied here.
+    closed: Option<Stamp>,
+    /// Every change in our commits up to this is stable as far as this peer goes.
+    stable: u64,
+    down_since_us: u64,
+    resends: u64,
+    pub(crate) compared: u64,
+    pub(crate) unequal: u64,
+}
+
+/// What lives as long as one connection.
+#[derive(Debug)]
+struct Session {
+    since_us: u64,
+    // Sending.
+    round: u64,
+    number: u64,
+    /// Every change up to and including this commit was sent, or left to somebody else.
+    position: u64,
+    /// Changes of commit `position + 1` already dealt with.
+    partial: usize,
+    /// Our last commit when the session began with a store that did not know us: what the peer authored below it, it
+    /// may have lost.
+    distrusted: u64,
+    outstanding: Outstanding,
+    last_batch_us: u64,
+    last_progress_us: u64,
+    told: BTreeMap<(ShardId, Origin), u64>,
+    tell_at_us: Option<u64>,
+    next_heartbeat_us: u64,
+    pub(crate) next_compare_us: u64,
+    // Receiving.
+    peer_round: u64,
+    peer_number: u64,
+    in_order: bool,
+    last_heard_us: u64,
+    peer_hears: Vec<NodeId>,
+    last_heartbeat: (u64, u64),
+    rtt_us: Option<u64>,
+    offset_ms: Option<(i64, i64, u64)>,
+    peer_told_commit: u64,
+    samples: VecDeque<(u64, u64)>,
+    pub(crate) suspects: Suspects,
+}
+
+/// Changes sent to the peer, or left to others, that it has not told back.
+///
+/// Invariant: `commits` counts exactly the entries of `changes`; `bytes` sums exactly those that were sent.
+#[derive(Debug, Default)]
+struct Outstanding {
+    changes: BTreeMap<(ShardId, Origin), VecDeque<Sent>>,
+    commits: BTreeMap<u64, usize>,
+    /// Left to others: `(due, key)`; sent by us when due.
+    left: BTreeSet<(u64, LogKey)>,
+    count: usize,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Sent {
+    seq: u64,
+    commit: u64,
+    /// 0: left to others.
+    bytes: usize,
+    due_us: u64,
+}
+
+impl Outstanding {
+    fn add(&mut self, key: LogKey, commit: u64, bytes: usize, due_us: u64) {
+        self.changes.entry((key.shard, key.origin)).or_default().push_back(Sent { seq: key.seq, commit, bytes, due_us });
+        *self.commits.entry(commit).or_insert(0) += 1;
+        self.count += 1;
+        self.bytes += bytes;
+        if bytes == 0 {
+            self.left.insert((due_us, key));
+        }
+    }
+
+    /// The peer has everything of `origin` in `shard` up to `seq`; says whether that was news.
+    fn told(&mut self, shard: ShardId, origin: Origin, seq: u64) -> bool {
+        let Some(sent) = self.changes.get_mut(&(shard, origin)) else { return false };
+        let before = self.count;
+        sent.retain(|sent| {
+            if sent.seq > seq {
+                return true;
+            }
+            self.count -= 1;
+            self.bytes -= sent.bytes;
+            if sent.bytes == 0 {
+                self.left.remove(&(sent.due_us, LogKey { shard, origin, seq: sent.seq }));
+            }
+            if let Some(count) = self.commits.get_mut(&sent.commit) {
+                *count -= 1;
+                if *count == 0 {
+                    self.commits.remove(&sent.commit);
+                }
+            }
+            false
+        });
+        if sent.is_empty() {
+            self.changes.remove(&(shard, origin));
+        }
+        before != self.count
+    }
+
+    /// What was left to others and is now sent by us.
+    fn sent(&mut self, key: LogKey, due_us: u64, bytes: usize) {
+        self.left.remove(&(due_us, key));
+        let entry = self.changes.get_mut(&(key.shard, key.origin));
+        if let Some(sent) = entry.and_then(|sent| sent.iter_mut().find(|sent| sent.seq == key.seq)) {
+            sent.bytes = bytes;
+            self.bytes += bytes;
+        }
+    }
+}
+
+/// How a link is.
+#[derive(Debug, Clone)]
+pub struct LinkStatus {
+    /// To whom.
+    pub peer: Peer,
+    /// Whether a connection stands and the peer was heard lately.
+    pub up: bool,
+    /// Since when (`mono_us`) the connection stands, or does not.
+    pub since_us: u64,
+    /// When it was last heard, `mono_us`.
+    pub last_heard_us: Option<u64>,
+    /// Round trip, us.
+    pub rtt_us: Option<u64>,
+    /// The peer's wall clock less ours, ms, and how far off that may be.
+    pub offset_ms: Option<(i64, i64)>,
+    /// It holds everything we logged up to this commit.
+    pub cursor: u64,
+    /// Changes that it has not told back, and their bytes.
+    pub outstanding: (usize, usize),
+    /// Every change of its own stamped up to this is applied here.
+    pub closed: Option<Stamp>,
+    /// Times the link started again from its cursor.
+    pub resends: u64,
+    /// Comparisons of vectors, and those with a difference.
+    pub compared: (u64, u64),
+}
+
+impl Link {
+    pub(crate) fn new(peer: Peer, row: PeerRow) -> Self {
+        Self {
+            peer,
+            row,
+            row_dirty: false,
+            session: None,
+            closed: None,
+            stable: 0,
+            down_since_us: 0,
+            resends: 0,
+            compared: 0,
+            unequal: 0,
+        }
+    }
+
+    pub(crate) fn row(&self) -> &PeerRow {
+        &self.row
+    }
+
+    pub(crate) fn region(&self) -> &RegionName {
+        &self.peer.region
+    }
+
+    pub(crate) fn closed(&self) -> Option<Stamp> {
+        self.closed
+    }
+
+    pub(crate) fn stable(&self) -> u64 {
+        self.stable
+    }
+
+    pub(crate) fn suspects(&mut self) -> Option<&mut Suspects> {
+        self.session.as_mut().map(|session| &mut session.suspects)
+    }
+
+    /// Whether it is time to compare vectors with this peer; moves the time on.
+    pub(crate) fn compare_due(&mut self, now: Now) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        let due = session.next_compare_us <= now.mono_us;
+        if due {
+            session.next_compare_us = now.mono_us + COMPARE_US;
+        }
+        due
+    }
+
+    /// Numbers a frame, if the link stands.
+    pub(crate) fn frame(&mut self, body: FrameBody) -> Option<Frame> {
+        let session = self.session.as_mut()?;
+        let frame = Frame { round: session.round, number: session.number, body };
+        session.number += 1;
+        Some(frame)
+    }
+
+    pub(crate) fn save(&mut self, store: &mut Store) {
+        if self.row_dirty {
+            self.row_dirty = false;
+            store.put_row(Space::Node, NodeKey::Peer(self.peer.node).encode(), &self.row);
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let session = self.session.as_ref()?;
+        let batch = (session.partial > 0).then_some(session.last_batch_us + BATCH_LINGER_US);
+        let left = session.outstanding.left.first().map(|(due, _)| *due);
+        let times = [session.tell_at_us, batch, left, session.suspects.next_due()];
+        Some(times.into_iter().flatten().fold(session.next_heartbeat_us, u64::min))
+    }
+
+    /// The peer's clock less ours as far as it is certain: the end of the interval that is nearer to zero.
+    pub(crate) fn certain_offset_ms(&self, now: Now) -> Option<i64> {
+        let (offset, error, at_us) = self.session.as_ref()?.offset_ms?;
+        (at_us + DEAD_US > now.mono_us).then(|| if offset < 0 { (offset + error).min(0) } else { (offset - error).max(0) })
+    }
+
+    pub(crate) fn status(&self, now: Now) -> LinkStatus {
+        let session = self.session.as_ref();
+        LinkStatus {
+            peer: self.peer.clone(),
+            up: session.is_some_and(|s| s.last_heard_us + SILENT_US > now.mono_us),
+            since_us: session.map_or(self.down_since_us, |s| s.since_us),
+            last_heard_us: session.map(|s| s.last_heard_us),
+            rtt_us: session.and_then(|s| s.rtt_us),
+            offset_ms: session.and_then(|s| s.offset_ms).map(|(offset, error, _)| (offset, error)),
+            cursor: self.row.cursor,
+            outstanding: session.map_or((0, 0), |s| (s.outstanding.count, s.outstanding.bytes)),
+            closed: self.closed,
+            resends: self.resends,
+            compared: (self.compared, self.unequal),
+        }
+    }
+
+    /// Moves the cursor to just before the first commit that the peer lacks something of.
+    fn settle_cursor(&mut self) {
+        let Some(session) = &self.session else { return };
+        let first = session.outstanding.commits.first_key_value().map(|(commit, _)| commit - 1);
+        let cursor = first.unwrap_or(session.position);
+        if cursor > self.row.cursor {
+            self.row.cursor = cursor;
+            self.row_dirty = true;
+        }
+    }
+
+    /// Starts the walk again from the cursor: what was in flight counts as lost.
+    fn rewind(&mut self, now: Now) {
+        if let Some(session) = &mut self.session {
+            session.round += 1;
+            session.number = 0;
+            session.position = self.row.cursor;
+            session.partial = 0;
+            session.outstanding = Outstanding::default();
+            session.last_progress_us = now.mono_us;
+            self.resends += 1;
+        }
+    }
+}
+
+impl Replica {
+    /// A connection stands.
+    pub(crate) fn link_up(&mut self, now: Now, store: &Store, hello: Hello) {
+        let head = store.head();
+        let own_store = self.store_id;
+        let (own, saw) = (self.origin, hello.saw_you);
+        let log_floor = self.log_floor;
+        let Some(link) = self.links.get_mut(&hello.node) else { return };
+        if let Some((store_id, saw)) = saw
+            && store_id == own_store
+            && (saw.commit > head.commit || saw.commit == head.commit && saw.hash != head.hash)
+            && saw.incarnation < own.incarnation
+        {
+            let reason = format!("commit {} of this store was seen, the store ends at {}", saw.commit, head.commit);
+            let event = Event::Short { by: hello.node, reason };
+            self.event(event);
+            return;
+        }
+        let known = link.row.store_id == hello.store_id;
+        if !known {
+            link.row = PeerRow { store_id: hello.store_id, cursor: 0, seen: Seen::default() };
+            link.row_dirty = true;
+            link.stable = 0;
+        }
+        link.row.cursor = link.row.cursor.max(log_floor.saturating_sub(1)).min(head.commit);
+        link.session = Some(Session {
+            since_us: now.mono_us,
+            round: 0,
+            number: 0,
+            position: link.row.cursor,
+            partial: 0,
+            distrusted: if known { 0 } else { head.commit },
+            outstanding: Outstanding::default(),
+            last_batch_us: 0,
+            last_progress_us: now.mono_us,
+            told: BTreeMap::new(),
+            tell_at_us: None,
+            next_heartbeat_us: now.mono_us,
+            next_compare_us: now.mono_us + SILENT_US,
+            peer_round: 0,
+            peer_number: 0,
+            in_order: true,
+            last_heard_us: now.mono_us,
+            peer_hears: vec![self.identity.node],
+            last_heartbeat: (0, 0),
+            rtt_us: None,
+            offset_ms: None,
+            peer_told_commit: 0,
+            samples: VecDeque::new(),
+            suspects: Suspects::default(),
+        });
+    }
+
+    /// The connection is gone.
+    pub(crate) fn link_down(&mut self, peer: NodeId) {
+        if let Some(link) = self.links.get_mut(&peer)
+            && let Some(session) = link.session.take()
+        {
+            link.down_since_us = session.last_heard_us;
+        }
+    }
+
+    /// A frame came from a peer.
+    pub(crate) fn frame(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        from: NodeId,
+        frame: Frame,
+    ) -> Result<(), ReplicaError> {
+        let Some(session) = self.links.get_mut(&from).and_then(|link| link.session.as_mut()) else {
+            return Ok(()); // of a connection that is gone
+        };
+        session.last_heard_us = now.mono_us;
+        if frame.round > session.peer_round {
+            session.peer_round = frame.round;
+            session.peer_number = 0;
+            session.in_order = true;
+        }
+        let next = frame.round == session.peer_round && frame.number == session.peer_number;
+        if next {
+            session.peer_number += 1;
+        } else if frame.round == session.peer_round && frame.number > session.peer_number {
+            session.in_order = false; // one is missing: no closed time until the peer starts again
+        }
+        let in_order = session.in_order && next;
+        match frame.body {
+            FrameBody::Changes(changes) => self.changes(now, store, from, changes)?,
+            FrameBody::Told(told) => self.told(now, from, &told),
+            FrameBody::Want(want) => self.wanted(store, from, want)?,
+            FrameBody::Compare(compare) => self.compare(store, from, compare)?,
+            FrameBody::Vectors { shards, answer } => self.vectors(now, store, from, shards, answer)?,
+            FrameBody::Heartbeat(heartbeat) => self.heartbeat(now, from, &heartbeat, in_order),
+            FrameBody::NotMember { .. } => {} // both sides hold the same rules until records move
+        }
+        Ok(())
+    }
+
+    /// Notes that a vector rose, to be told to `to`: soon to whom it came from, lazily to others.
+    pub(crate) fn tell(&mut self, now: Now, to: NodeId, source: NodeId, shard: ShardId, origin: Origin, seq: u64) {
+        let Some(session) = self.links.get_mut(&to).and_then(|link| link.session.as_mut()) else { return };
+        let entry = session.told.entry((shard, origin)).or_insert(0);
+        *entry = seq.max(*entry);
+        let at = if to == source { now.mono_us } else { now.mono_us + TELL_LAZILY_US };
+        session.tell_at_us = Some(session.tell_at_us.map_or(at, |due| due.min(at)));
+    }
+
+    /// A peer told what it applied.
+    fn told(&mut self, now: Now, from: NodeId, told: &Told) {
+        let own = self.origin;
+        let Some(link) = self.links.get_mut(&from) else { return };
+        let region = link.region().clone();
+        let Some(session) = &mut link.session else { return };
+        session.peer_told_commit = session.peer_told_commit.max(told.commit);
+        let mut acknowledged = Vec::new();
+        for (shard, entries) in &told.shards {
+            for (origin, seq) in entries {
+                if session.outstanding.told(*shard, *origin, *seq) {
+                    session.last_progress_us = now.mono_us;
+                }
+                if *origin == own {
+                    acknowledged.push((*shard, *seq));
+                }
+            }
+        }
+        link.settle_cursor();
+        for (shard, seq) in acknowledged {
+            self.acknowledged(shard, seq, &region);
+        }
+    }
+
+    /// A peer lacks changes that our log may hold.
+    fn wanted(&mut self, store: &Store, from: NodeId, want: Want) -> Result<(), ReplicaError> {
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        for change in store.changes(want.shard, want.origin, want.from, want.to) {
+            let change = change?;
+            bytes += change.len();
+            if bytes > FRAME_BYTES && !changes.is_empty() {
+                break; // the rest is wanted again
+            }
+            changes.push(change);
+        }
+        if changes.is_empty() {
+            if store.vector(want.shard)?.includes(&want.origin, want.from) {
+                self.event(Event::BelowFloor(from));
+            }
+            return Ok(());
+        }
+        self.send(from, FrameBody::Changes(changes));
+        Ok(())
+    }
+
+    fn heartbeat(&mut self, now: Now, from: NodeId, beat: &Heartbeat, in_order: bool) {
+        let waits = self.pending.any_of(from);
+        let Some(link) = self.links.get_mut(&from) else { return };
+        let cursor = link.row.cursor;
+        let Some(session) = &mut link.session else { return };
+        session.peer_hears.clone_from(&beat.linked);
+        session.last_heartbeat = (beat.sent_us, now.mono_us);
+        let (echo, held) = beat.echo;
+        if echo > 0
+            && let Some(rtt) = now.mono_us.checked_sub(echo.saturating_add(held))
+        {
+            session.rtt_us = Some(session.rtt_us.map_or(rtt, |old| (old * 7 + rtt) / 8));
+            let half_ms = i64::try_from(rtt / 2_000).unwrap_or(i64::MAX);
+            let theirs = i64::try_from(beat.wall_ms).unwrap_or(i64::MAX).saturating_add(half_ms);
+            let offset = theirs.saturating_sub(i64::try_from(now.wall_ms).unwrap_or(i64::MAX));
+            session.offset_ms = Some((offset, half_ms + 1, now.mono_us));
+        }
+        if in_order && !waits {
+            link.closed = link.closed.max(Some(beat.closed));
+        }
+        if beat.seen > link.row.seen {
+            link.row.seen = beat.seen;
+            link.row_dirty = true;
+        }
+        // Stability: by its commit `peer_told_commit` the peer had told everything up to our `cursor`; once we hold what it
+        // had logged by then, nothing of it that had not seen those changes is still to come.
+        let sample = (cursor, session.peer_told_commit.max(beat.seen.commit));
+        if session.samples.back().is_none_or(|last| last.0 < cursor) {
+            if session.samples.len() >= SAMPLES {
+                session.samples.pop_back();
+            }
+            session.samples.push_back(sample);
+        }
+        while let Some((stable, at)) = session.samples.front().copied()
+            && beat.your_cursor >= at
+        {
+            link.stable = link.stable.max(stable);
+            session.samples.pop_front();
+        }
+        self.judge_clock(now);
+    }
+
+    /// Lets every link send what it can.
+    pub(crate) fn pump_links(&mut self, now: Now, store: &Store) -> Result<(), ReplicaError> {
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        let hears: Vec<NodeId> = self
+            .links
+            .values()
+            .filter(|link| link.session.as_ref().is_some_and(|s| s.last_heard_us + SILENT_US > now.mono_us))
+            .map(|link| link.peer.node)
+            .collect();
+        for peer in peers {
+            let Some(session) = self.links.get(&peer).and_then(|link| link.session.as_ref()) else { continue };
+            if session.last_heard_us + DEAD_US <= now.mono_us {
+                self.outputs.push_back(Output::Disconnect { peer, reason: "nothing heard" });
+                self.link_down(peer);
+                continue;
+            }
+            self.pump(now, store, peer)?;
+            self.tell_due(now, store, peer);
+            self.compare_due(now, peer);
+            self.want_suspects(now, store, peer)?;
+            self.beat(now, store, peer, &hears);
+        }
+        Ok(())
+    }
+
+    /// Walks the log for one peer as far as credit allows.
+    fn pump(&mut self, now: Now, store: &Store, peer: NodeId) -> Result<(), ReplicaError> {
+        let own = self.identity.node;
+        let open = store.open_commit();
+        let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+        let mut relayed = false;
+        if let Some(session) = &link.session {
+            let patience = RESEND_US + session.rtt_us.unwrap_or(0) * 2;
+            if session.outstanding.bytes > 0 && session.last_progress_us + patience <= now.mono_us {
+                link.rewind(now);
+                self.outputs.push_back(Output::Event(Event::Resent(peer)));
+            }
+        }
+        let region = link.peer.region.clone();
+        let Some(session) = &mut link.session else { return Ok(()) };
+        let linger = session.outstanding.bytes > 0 && session.last_batch_us + BATCH_LINGER_US > now.mono_us;
+        let mut frames: Vec<Vec<Bytes>> = Vec::new();
+        let mut batch = Batch::default();
+        // What others should have sent and the peer still lacks.
+        while let Some((due, key)) = session.outstanding.left.first().copied()
+            && due <= now.mono_us
+            && session.outstanding.bytes < CREDIT_BYTES
+        {
+            match store.change(&key)? {
+                Some(bytes) => {
+                    session.outstanding.sent(key, due, bytes.len());
+                    session.last_progress_us = now.mono_us;
+                    batch.push(bytes, &mut frames);
+                    relayed = true;
+                }
+                None => {
+                    session.outstanding.left.remove(&(due, key)); // trimmed: comparison will find it
+                }
+            }
+        }
+        while !linger
+            && session.position < open
+            && session.outstanding.bytes < CREDIT_BYTES
+            && session.outstanding.count < OUTSTANDING_CHANGES
+        {
+            let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)? else {
+                if session.position < open - 1 {
+                    session.position = open - 1; // the open commit may still grow
+                    session.partial = 0;
+                }
+                break;
+            };
+            if commit > session.position + 1 {
+                session.position = commit - 1;
+                session.partial = 0;
+            }
+            let mut stopped = false;
+            for logged in &changes[session.partial.min(changes.len())..] {
+                if session.outstanding.bytes >= CREDIT_BYTES {
+                    stopped = true;
+                    break;
+                }
+                session.partial += 1;
+                let author = logged.key.origin.node;
+                let has_it = logged.from == Some(peer) || author == peer && commit > session.distrusted;
+                let shared = self.shards.cached(logged.key.shard).is_none_or(|shard| {
+                    shard.record.members().any(|member| *member == region)
+                });
+                if has_it || !shared {
+                    continue;
+                }
+                if author != own && author != peer && session.peer_hears.contains(&author) {
+                    session.outstanding.add(logged.key, commit, 0, now.mono_us + SILENT_US);
+                    continue;
+                }
+                relayed |= author != own;
+                if session.outstanding.bytes == 0 {
+                    session.last_progress_us = now.mono_us;
+                }
+                session.outstanding.add(logged.key, commit, logged.bytes.len().max(1), 0);
+                batch.push(logged.bytes.clone(), &mut frames);
+            }
+            if stopped || commit == open {
+                break; // the open commit may still grow
+            }
+            session.position = commit;
+            session.partial = 0;
+        }
+        batch.finish(&mut frames);
+        if !frames.is_empty() {
+            session.last_batch_us = now.mono_us;
+        }
+        link.settle_cursor();
+        for changes in frames {
+            self.send(peer, FrameBody::Changes(changes));
+        }
+        if relayed {
+            self.event(Event::Relayed(peer));
+        }
+        Ok(())
+    }
+
+    fn tell_due(&mut self, now: Now, store: &Store, peer: NodeId) {
+        let Some(session) = self.links.get_mut(&peer).and_then(|link| link.session.as_mut()) else { return };
+        if session.tell_at_us.is_none_or(|due| due > now.mono_us) {
+            return;
+        }
+        session.tell_at_us = None;
+        let mut shards: Vec<(ShardId, Vec<(Origin, u64)>)> = Vec::new();
+        for ((shard, origin), seq) in std::mem::take(&mut session.told) {
+            match shards.last_mut() {
+                Some((last, entries)) if *last == shard => entries.push((origin, seq)),
+                _ => shards.push((shard, vec![(origin, seq)])),
+            }
+        }
+        // Told with the turn that applied it, so at the latest in the commit that is open now.
+        let told = Told { commit: store.open_commit(), directory_revision: 0, shards };
+        self.send(peer, FrameBody::Told(told));
+    }
+
+    fn beat(&mut self, now: Now, store: &Store, peer: NodeId, hears: &[NodeId]) {
+        let open = store.open_commit();
+        let head = store.head();
+        let incarnation = self.origin.incarnation;
+        let Some(link) = self.links.get_mut(&peer) else { return };
+        let your_cursor = link.row.cursor;
+        let Some(session) = &mut link.session else { return };
+        if session.next_heartbeat_us > now.mono_us {
+            return;
+        }
+        session.next_heartbeat_us = now.mono_us + HEARTBEAT_US;
+        // Closed only up to what precedes this frame: nothing while the walk is behind.
+        let walked = session.position >= open - 1 && session.partial == self.recent.len(open);
+        let closed = if walked {
+            // No stamp of ours at or below the wall clock is issued from here on.
+            self.clock.observe(Stamp::new(now.wall_ms, 0));
+            self.clock.last()
+        } else {
+            Stamp::ZERO
+        };
+        let (sent_us, heard_us) = session.last_heartbeat;
+        let echo = (sent_us, if sent_us == 0 { 0 } else { now.mono_us - heard_us });
+        let beat = Heartbeat {
+            sent_us: now.mono_us,
+            wall_ms: now.wall_ms,
+            echo,
+            closed,
+            seen: Seen { incarnation, commit: head.commit, hash: head.hash },
+            your_cursor,
+            linked: hears.to_vec(),
+        };
+        self.send(peer, FrameBody::Heartbeat(beat));
+    }
+}
+
+/// The first commit at or behind `from`, up to the open one, that logged something.
+fn next_commit(
+    recent: &crate::recent::Recent,
+    store: &Store,
+    from: u64,
+    open: u64,
+) -> Result<Option<(u64, Vec<Logged>)>, ReplicaError> {
+    if recent.covers(from) {
+        return Ok(recent.next(from).map(|(commit, changes)| (commit, changes.to_vec())));
+    }
+    let Some(row) = store.commit_rows(from, open).next() else {
+        return Ok(recent.next(from).map(|(commit, changes)| (commit, changes.to_vec())));
+    };
+    let (commit, row) = row?;
+    let mut changes = Vec::with_capacity(row.changes.len());
+    for key in row.changes {
+        // A body that was trimmed is found by comparison.
+        if let Some(bytes) = store.change(&key)? {
+            changes.push(Logged { key, bytes, from: None });
+        }
+    }
+    Ok(Some((commit, changes)))
+}
+
+/// Changes on their way into frames.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, change: Bytes, frames: &mut Vec<Vec<Bytes>>) {
+        if self.bytes + change.len() > FRAME_BYTES && !self.changes.is_empty() {
+            self.finish(frames);
+        }
+        self.bytes += change.len();
+        self.changes.push(change);
+    }
+
+    fn finish(&mut self, frames: &mut Vec<Vec<Bytes>>) {
+        if !self.changes.is_empty() {
+            frames.push(std::mem::take(&mut self.changes));
+        }
+        self.bytes = 0;
+    }
+}

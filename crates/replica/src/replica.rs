@@ -1,0 +1,538 @@
+//! The state machine: inputs, outputs, and what happens in between.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use thiserror::Error;
+use tropism_crdt::clock::{Clock, ClockError};
+use tropism_crdt::document::Paths;
+use tropism_crdt::json::PathPattern;
+use tropism_crdt::{Change, NodeId, Origin, Stamp};
+use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
+use tropism_storage::rows::STORE_FORMAT;
+use tropism_storage::{ClockRow, Header, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError};
+
+use crate::apply::Pending;
+use crate::documents::Documents;
+use crate::frame::{Frame, Hello};
+use crate::limits::{FENCE_OFFSET_MS, WAITING_WRITES};
+use crate::link::{Link, LinkStatus};
+use crate::recent::{Logged, Recent};
+use crate::shards::Shards;
+use crate::write::{Write, WriteDone, WriteError};
+
+/// The time of one turn, given by the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// Monotonic clock, us: timeouts.
+    pub mono_us: u64,
+    /// Wall clock, Unix ms: stamps and expiry. May step back.
+    pub wall_ms: u64,
+}
+
+/// Names a client's call until its reply.
+pub type Ticket = u64;
+
+/// Everything that can happen to a replica.
+#[derive(Debug)]
+pub enum Input {
+    /// A client writes; answered by [`Output::Reply`] with the same ticket, exactly once.
+    Write {
+        /// Comes back with the reply.
+        ticket: Ticket,
+        /// What to write.
+        write: Box<Write>,
+    },
+    /// A link to a peer stands: both hellos were exchanged and the peer proved that it belongs here.
+    LinkUp(Hello),
+    /// The link to a peer is gone.
+    LinkDown(NodeId),
+    /// A frame came.
+    Frame {
+        /// Who sent it.
+        from: NodeId,
+        /// What it says.
+        frame: Frame,
+    },
+    /// Time passed: [`Replica::next_deadline`] is due.
+    Tick,
+}
+
+/// What the driver carries out once the turn is durable, in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Answers a client.
+    Reply {
+        /// Whose call.
+        ticket: Ticket,
+        /// What became of it.
+        outcome: Result<WriteDone, WriteError>,
+    },
+    /// Sends a frame on a peer's link.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        frame: Frame,
+    },
+    /// Drops the link to a peer; the shell dials again.
+    Disconnect {
+        /// Whose.
+        peer: NodeId,
+        /// Why, for the log.
+        reason: &'static str,
+    },
+    /// Something worth counting or logging.
+    Event(Event),
+}
+
+/// What happened, for metrics, logs and the simulator's coverage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Changes of peers were applied.
+    Applied {
+        /// How many in this frame, released pending ones included.
+        changes: usize,
+    },
+    /// A change waits for what it depends on.
+    Pended,
+    /// Pending changes found no room and were dropped; they are sent again.
+    PendingFull,
+    /// A change arrived a second time.
+    Duplicate,
+    /// A peer's change was refused: not sound, or of a scope that is not held here.
+    Refused {
+        /// Who sent it.
+        from: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// A link started again from its cursor.
+    Resent(NodeId),
+    /// A change of a third node was relayed.
+    Relayed(NodeId),
+    /// Changes were asked for that a link had missed.
+    Wanted(NodeId),
+    /// Vectors compared unequal in some range.
+    Unequal(NodeId),
+    /// A peer asked for changes that are no longer in the log.
+    BelowFloor(NodeId),
+    /// A stamp from too far in the future was stored without moving the clock.
+    FutureStamp(NodeId),
+    /// An edit of a life that was deleted before the edit arrived.
+    Outlived,
+    /// A change could not be applied: its key is not served until that is repaired.
+    Parked {
+        /// Why.
+        reason: String,
+    },
+    /// This node's store is behind what a peer saw of it: it must not serve.
+    Short {
+        /// Who says so.
+        by: NodeId,
+        /// What is missing.
+        reason: String,
+    },
+}
+
+/// A node of another or the same region that holds scopes with us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Who.
+    pub node: NodeId,
+    /// Where.
+    pub region: RegionName,
+}
+
+/// Who a replica is and what it knows of the world.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The cluster's name: a store of another cluster is not opened.
+    pub cluster: String,
+    /// This node.
+    pub node: NodeId,
+    /// Its region.
+    pub region: RegionName,
+    /// 64 random bits, new at every boot.
+    pub boot_random: u64,
+    /// Used when the store is new.
+    pub new_store_id: u128,
+    /// All other nodes.
+    pub peers: Vec<Peer>,
+    /// Which scopes exist and where they are held.
+    pub rules: Rules,
+    /// Memory for documents that were used lately, bytes.
+    pub cache_bytes: usize,
+}
+
+/// Why a replica did not start. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BootError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store is somebody else's.
+    #[error("the store belongs to node {found_node} of cluster {found_cluster:?}, not to {node} of {cluster:?}")]
+    OtherNode {
+        /// This node.
+        node: NodeId,
+        /// This cluster.
+        cluster: String,
+        /// Whose it is.
+        found_node: NodeId,
+        /// Of which cluster.
+        found_cluster: String,
+    },
+    /// The store was written by another version.
+    #[error("the store has format {found}; this program reads format {STORE_FORMAT}")]
+    Format {
+        /// What it says.
+        found: u64,
+    },
+}
+
+/// Why a replica must stop.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReplicaError {
+    /// The store failed or is damaged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A write that waits for other regions' disks.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) ticket: Ticket,
+    pub(crate) done: WriteDone,
+    pub(crate) needed: usize,
+    pub(crate) regions: Vec<RegionName>,
+    pub(crate) deadline_us: u64,
+}
+
+/// One node's replication state. Reads no clock, opens no socket, draws no randomness; see the crate's contract.
+#[derive(Debug)]
+pub struct Replica {
+    pub(crate) identity: Identity,
+    pub(crate) origin: Origin,
+    pub(crate) store_id: u128,
+    pub(crate) clock: Clock,
+    pub(crate) fenced: bool,
+    pub(crate) shards: Shards,
+    pub(crate) links: BTreeMap<NodeId, Link>,
+    pub(crate) recent: Recent,
+    pub(crate) pending: Pending,
+    pub(crate) documents: Documents,
+    /// Text and counter paths by rule.
+    pub(crate) paths: BTreeMap<String, Paths>,
+    pub(crate) waiting: BTreeMap<LogKey, Waiting>,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) log_floor: u64,
+    next_peer_rows_us: u64,
+}
+
+/// What a replica says of itself.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The origin of this life.
+    pub origin: Origin,
+    /// The store.
+    pub store_id: u128,
+    /// Whether the clock runs ahead of most peers, so that client writes are refused.
+    pub fenced: bool,
+    /// Why writes wait, if they do.
+    pub clock: Result<(), ClockError>,
+    /// The last stamp.
+    pub stamp: Stamp,
+    /// Pending changes and their bytes.
+    pub pending: (usize, usize),
+    /// Documents in memory and their bytes.
+    pub documents: (usize, usize),
+    /// Writes that wait for other regions.
+    pub waiting: usize,
+    /// The first commit whose changes are still in the log.
+    pub log_floor: u64,
+    /// Every change in a commit up to this is stable.
+    pub stable_commit: u64,
+    /// The links.
+    pub links: Vec<LinkStatus>,
+}
+
+impl Replica {
+    /// Starts a life of the store: checks whose it is, draws the next incarnation, reserves time. What it writes is
+    /// durable after the driver's first turn, before which nothing leaves.
+    pub fn boot(now: Now, store: &mut Store, identity: Identity) -> Result<Self, BootError> {
+        let header = match store.row::<Header>(Space::Node, &NodeKey::Header.encode())? {
+            Some(header) if header.format != STORE_FORMAT => return Err(BootError::Format { found: header.format }),
+            Some(header) if header.node != identity.node || header.cluster != identity.cluster => {
+                return Err(BootError::OtherNode {
+                    node: identity.node,
+                    cluster: identity.cluster,
+                    found_node: header.node,
+                    found_cluster: header.cluster,
+                });
+            }
+            Some(header) => header,
+            None => {
+                let header = Header {
+                    format: STORE_FORMAT,
+                    cluster: identity.cluster.clone(),
+                    node: identity.node,
+                    store_id: identity.new_store_id,
+                };
+                store.put_row(Space::Node, NodeKey::Header.encode(), &header);
+                header
+            }
+        };
+        let stored: Option<Origin> = store.row(Space::Node, &NodeKey::Boot.encode())?;
+        let incarnation = now.wall_ms.max(stored.map_or(0, |origin| origin.incarnation + 1));
+        let origin = Origin { node: identity.node, incarnation, random: identity.boot_random };
+        store.put_row(Space::Node, NodeKey::Boot.encode(), &origin);
+        let clock: ClockRow = store.row(Space::Node, &NodeKey::Clock.encode())?.unwrap_or_default();
+        let clock = Clock::new(now.wall_ms, clock.last, clock.reserved_ms);
+        let shards = Shards::open(store, |row| record_of(&identity.rules, row))?;
+        let mut links = BTreeMap::new();
+        for peer in &identity.peers {
+            let row = store.row(Space::Node, &NodeKey::Peer(peer.node).encode())?.unwrap_or_default();
+            links.insert(peer.node, Link::new(peer.clone(), row));
+        }
+        let head = store.head().commit;
+        let log_floor = match store.commit_rows(0, u64::MAX).next() {
+            Some(row) => row?.0,
+            None => head + 1,
+        };
+        let documents = Documents::new(origin, identity.cache_bytes);
+        let paths = identity.rules.iter().map(|rule| (rule.name.to_string(), paths_of(&rule.policy))).collect();
+        let mut replica = Self {
+            identity,
+            origin,
+            store_id: header.store_id,
+            clock,
+            fenced: false,
+            shards,
+            links,
+            recent: Recent::after(head),
+            pending: Pending::default(),
+            documents,
+            paths,
+            waiting: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            log_floor,
+            next_peer_rows_us: now.mono_us,
+        };
+        replica.reserve(now, store);
+        Ok(replica)
+    }
+
+    /// Takes one input. See the crate's contract for what must follow.
+    pub fn handle(&mut self, now: Now, store: &mut Store, input: Input) -> Result<(), ReplicaError> {
+        self.reserve(now, store);
+        if !store.is_dirty() {
+            self.documents.trim(); // everything in the cache is committed
+        }
+        match input {
+            Input::Write { ticket, write } => self.write(now, store, ticket, *write)?,
+            Input::LinkUp(hello) => self.link_up(now, store, hello),
+            Input::LinkDown(peer) => self.link_down(peer),
+            Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
+            Input::Tick => {}
+        }
+        Ok(())
+    }
+
+    /// Ends a turn: lets every link send what it can of what is logged so far, and does what time asks for.
+    pub fn flush(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        self.reserve(now, store);
+        self.give_up_waiting(now);
+        self.want_missing(now);
+        self.pump_links(now, store)?;
+        if now.mono_us >= self.next_peer_rows_us {
+            self.next_peer_rows_us = now.mono_us + crate::limits::PEER_ROWS_US;
+            for link in self.links.values_mut() {
+                link.save(store);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next output, in order. Empty the queue after every durable turn.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call again with [`Input::Tick`] if nothing else happens, in `mono_us`.
+    pub fn next_deadline(&self, now: Now) -> u64 {
+        let links = self.links.values().filter_map(Link::next_deadline).min();
+        let waiting = self.waiting.values().map(|w| w.deadline_us).min();
+        // The reservation is renewed twice a second, also when nothing happens.
+        let idle = now.mono_us + crate::limits::HEARTBEAT_US;
+        links.into_iter().chain(waiting).chain(self.pending.next_want()).fold(idle, u64::min).max(now.mono_us)
+    }
+
+    /// Writes what a clean stop leaves behind: the next start need not wait for the reservation to pass.
+    pub fn stop(&mut self, store: &mut Store) {
+        for link in self.links.values_mut() {
+            link.save(store);
+        }
+        let row = ClockRow { reserved_ms: 0, last: self.clock.last() };
+        store.put_row(Space::Node, NodeKey::Clock.encode(), &row);
+    }
+
+    /// What to show a peer when a link begins.
+    pub fn hello(&self, store: &Store, peer: NodeId) -> Hello {
+        Hello {
+            node: self.identity.node,
+            region: self.identity.region.clone(),
+            origin: self.origin,
+            store_id: self.store_id,
+            head: store.head(),
+            saw_you: self.links.get(&peer).map(|link| (link.row().store_id, link.row().seen)),
+        }
+    }
+
+    /// Issues `count` stamps that nobody else issues, rising through restarts.
+    pub fn stamps(&mut self, now: Now, store: &mut Store, count: u16) -> Result<Vec<Stamp>, ClockError> {
+        self.reserve(now, store);
+        (0..count).map(|_| self.clock.tick()).collect()
+    }
+
+    /// No stamp at or beyond this is issued, Unix ms.
+    pub fn reserved_ms(&self) -> u64 {
+        self.clock.reserved_ms()
+    }
+
+    /// The origin of this life.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The record of a scope by rule.
+    pub fn record(&self, scope: &ScopeName) -> Option<PlacementRecord> {
+        Some(PlacementRecord::implied(RULE_EPOCH, self.identity.rules.find(scope)?, scope))
+    }
+
+    /// How this node and its links are.
+    pub fn status(&self, now: Now) -> Status {
+        Status {
+            origin: self.origin,
+            store_id: self.store_id,
+            fenced: self.fenced,
+            clock: self.clock.ready(),
+            stamp: self.clock.last(),
+            pending: self.pending.size(),
+            documents: self.documents.size(),
+            waiting: self.waiting.len(),
+            log_floor: self.log_floor,
+            stable_commit: self.stable_commit(),
+            links: self.links.values().map(|link| link.status(now)).collect(),
+        }
+    }
+
+    /// Every change in a commit up to this is stable: every member has told that it has it, and whatever it made before
+    /// it told so is applied here.
+    pub fn stable_commit(&self) -> u64 {
+        self.links.values().map(Link::stable).min().unwrap_or(u64::MAX)
+    }
+
+    /// How long ago, at most, a write in another region can be without being visible here, in ms; `None` while a link
+    /// has said nothing.
+    pub fn staleness_ms(&self) -> Option<u64> {
+        let wall = self.clock.wall_ms();
+        self.links.values().map(|link| link.closed().map(|closed| wall.saturating_sub(closed.unix_ms()))).try_fold(
+            0,
+            |most, staleness| Some(most.max(staleness?)),
+        )
+    }
+
+    /// Renews the reservation when it runs low. It is durable with the turn in which a stamp beyond the old one is used.
+    fn reserve(&mut self, now: Now, store: &mut Store) {
+        self.clock.set_wall(now.wall_ms);
+        if let Some(reserved_ms) = self.clock.reservation_due() {
+            let row = ClockRow { reserved_ms, last: self.clock.last() };
+            store.put_row(Space::Node, NodeKey::Clock.encode(), &row);
+            self.clock.reserved(reserved_ms);
+        }
+    }
+
+    /// Logs a change that was just merged, whoever made it: body, vector, sums, and the place where links see it.
+    pub(crate) fn record_change(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        key: LogKey,
+        logged: (bytes::Bytes, Option<NodeId>),
+    ) -> Result<(), ReplicaError> {
+        let Some(shard) = self.shards.cached_mut(id) else { unreachable!("the caller just used the shard") };
+        let before = shard.vector.clone();
+        shard.vector.advance(key.origin, key.seq);
+        self.shards.wrote(store, id, &before);
+        let (bytes, from) = logged;
+        store.log(key, bytes.clone());
+        self.recent.push(store.open_commit(), Logged { key, bytes, from });
+        Ok(())
+    }
+
+    /// Whether this node's clock is ahead of most of those it hears.
+    pub(crate) fn judge_clock(&mut self, now: Now) {
+        let offsets: Vec<i64> = self.links.values().filter_map(|link| link.certain_offset_ms(now)).collect();
+        let ahead = offsets.iter().filter(|offset| **offset < -FENCE_OFFSET_MS).count();
+        self.fenced = ahead * 2 > self.links.len() && ahead > 0;
+    }
+
+    /// A write that waits is acknowledged by a region's disk.
+    pub(crate) fn acknowledged(&mut self, shard: ShardId, seq: u64, region: &RegionName) {
+        let (from, to) = (LogKey { shard, origin: self.origin, seq: 0 }, LogKey { shard, origin: self.origin, seq });
+        let mut done = Vec::new();
+        for (key, waiting) in self.waiting.range_mut(from..=to) {
+            if !waiting.regions.contains(region) {
+                waiting.regions.push(region.clone());
+            }
+            if waiting.regions.len() >= waiting.needed {
+                done.push(*key);
+            }
+        }
+        for key in done {
+            if let Some(waiting) = self.waiting.remove(&key) {
+                self.outputs.push_back(Output::Reply { ticket: waiting.ticket, outcome: Ok(waiting.done) });
+            }
+        }
+    }
+
+    pub(crate) fn wait(&mut self, key: LogKey, waiting: Waiting) {
+        assert!(self.waiting.len() < WAITING_WRITES, "the bound is checked before the write has an effect");
+        self.waiting.insert(key, waiting);
+    }
+
+    fn give_up_waiting(&mut self, now: Now) {
+        while let Some((key, waiting)) =
+            self.waiting.iter().find(|(_, w)| w.deadline_us <= now.mono_us).map(|(k, w)| (*k, w))
+        {
+            let error = WriteError::NotAcknowledged { needed: waiting.needed, regions: waiting.regions.clone() };
+            let ticket = waiting.ticket;
+            self.waiting.remove(&key);
+            self.outputs.push_back(Output::Reply { ticket, outcome: Err(error) });
+        }
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+}
+
+/// The epoch of every rule's record until a directory numbers them.
+pub const RULE_EPOCH: u64 = 1;
+
+/// The record that the rules imply for a shard, if it has that shard and kind.
+pub(crate) fn record_of(rules: &Rules, row: &ShardRow) -> Option<PlacementRecord> {
+    let record = PlacementRecord::implied(RULE_EPOCH, rules.find(&row.scope.name)?, &row.scope.name);
+    (record.scope == row.scope && record.kind == row.kind && row.index < record.spread).then_some(record)
+}
+
+/// A policy's paths. They were validated with the policy; one that is not a path would match nothing.
+fn paths_of(policy: &Policy) -> Paths {
+    let parse = |texts: &[String]| texts.iter().filter_map(|text| PathPattern::parse(text).ok()).collect();
+    Paths { text: parse(&policy.text), counters: parse(&policy.counters) }
+}
+
+/// The log key of a change.
+pub(crate) fn log_key(shard: ShardId, change: &Change) -> LogKey {
+    LogKey { shard, origin: change.origin, seq: change.seq }
+}

@@ -1,0 +1,593 @@
+//! Client writes: from a validated operation to a change.
+
+use bytes::Bytes;
+use thiserror::Error;
+use tropism_crdt::cell::{Cell, Content, Counter};
+use tropism_crdt::clock::ClockError;
+use tropism_crdt::codec::Reader;
+use tropism_crdt::document::{DocumentError, Heads, MAX_HEADS, PatchError, PatchErrorKind, PatchOp};
+use tropism_crdt::json::{Json, Pointer};
+use tropism_crdt::{Body, Change, ExpiryChange, Origin, RequestId, Stamp, TraceContext};
+use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, ScopeName, ShardId};
+use tropism_storage::{Reads, ShardRow, Store, ValueRow};
+
+use crate::documents::LoadError;
+use crate::limits::WAITING_WRITES;
+use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, Waiting, log_key};
+
+/// One write of one key. Names, sizes and values are validated; scope, kind and state are not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Write {
+    /// The scope; created by rule when it is new.
+    pub scope: ScopeName,
+    /// The key.
+    pub key: String,
+    /// What to do.
+    pub op: WriteOp,
+    /// Only if this holds here and now.
+    pub precondition: Option<Precondition>,
+    /// When the key is to expire, Unix ms. `None`: for ever, or as the policy says, for a put; as before otherwise.
+    pub expires_at_ms: Option<u64>,
+    /// When to answer. `None`: as the policy says.
+    pub durability: Option<Durability>,
+    /// When the caller stops waiting for other regions, in `mono_us`.
+    pub deadline_us: u64,
+    /// The client's id for the request.
+    pub request_id: Option<RequestId>,
+    /// The trace it belongs to, if sampled.
+    pub trace: Option<TraceContext>,
+}
+
+/// What a write does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WriteOp {
+    /// Sets a register.
+    PutRegister {
+        /// MIME type.
+        content_type: String,
+        /// The value.
+        bytes: Bytes,
+    },
+    /// Replaces a document.
+    PutDocument {
+        /// The whole document.
+        value: Json,
+        /// The version it was made from, as [`version_of`] gave it: what changed in between is kept.
+        base: Option<Bytes>,
+    },
+    /// Edits a document; all operations or none.
+    Patch {
+        /// In order.
+        operations: Vec<PatchOp>,
+        /// The version they were made from.
+        base: Option<Bytes>,
+    },
+    /// Adds to a counter.
+    Increment {
+        /// May be negative.
+        by: i64,
+    },
+    /// Deletes what is visible.
+    Delete,
+    /// Sets ([`Write::expires_at_ms`]) or clears the expiry of what is visible.
+    Expire,
+}
+
+/// What must hold for a write to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Precondition {
+    /// The key is not visible.
+    Absent,
+    /// The key is visible with this version.
+    Version(Bytes),
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteDone {
+    /// The shard, for the client's token.
+    pub shard: ShardId,
+    /// The change, for the client's token; `None`: there was nothing to do.
+    pub change: Option<(Origin, u64)>,
+    /// The write's stamp; of the last write when there was nothing to do.
+    pub stamp: Stamp,
+    /// The key's version now.
+    pub version: Bytes,
+    /// Whether the key was visible before.
+    pub existed: bool,
+    /// A counter's value now.
+    pub counter: Option<i64>,
+    /// When the key expires, Unix ms.
+    pub expires_at_ms: Option<u64>,
+    /// Whether this is the outcome of an earlier sending of the same request.
+    pub replayed: bool,
+}
+
+/// Why a write did not happen (or, for one of them, may have).
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum WriteError {
+    /// No rule creates such a scope.
+    #[error("no rule matches scope {0}; no effect")]
+    NoRule(ScopeName),
+    /// The scope is not held in this region.
+    #[error("scope {scope} is not held in region {region}; no effect")]
+    NotHere {
+        /// The scope.
+        scope: ScopeName,
+        /// This region.
+        region: RegionName,
+        /// Where it is.
+        serving: Vec<RegionName>,
+    },
+    /// The operation is for another kind.
+    #[error("scope {scope} holds values of kind {kind}, which has no {operation}; no effect")]
+    Kind {
+        /// The scope.
+        scope: ScopeName,
+        /// Its kind.
+        kind: Kind,
+        /// What was tried.
+        operation: &'static str,
+    },
+    /// The clock cannot stamp writes now.
+    #[error("{0}; no effect, try another region or later")]
+    Clock(#[from] ClockError),
+    /// The clock is ahead of most peers.
+    #[error("this node's clock is ahead of most of its peers: it takes no writes; no effect, try another node")]
+    Fenced,
+    /// The key is visible, and the write wanted it absent.
+    #[error("the key exists; no effect")]
+    Exists {
+        /// Its version.
+        version: Bytes,
+    },
+    /// The key has another version than the write wanted.
+    #[error("the key has another version; no effect")]
+    Version {
+        /// Its version; `None`: it is not visible.
+        version: Option<Bytes>,
+    },
+    /// The key is not visible.
+    #[error("the key does not exist; no effect")]
+    NotFound,
+    /// A version that this service never gave out.
+    #[error("the version is malformed: {0}; no effect")]
+    MalformedVersion(&'static str),
+    /// The base version is not known here, or is of an earlier life of the key.
+    #[error("the base version {0}; no effect")]
+    UnknownVersion(&'static str),
+    /// The document cannot become what was asked for.
+    #[error("{0}; no effect")]
+    Document(DocumentError),
+    /// An operation of a patch cannot be done.
+    #[error("{0}; no effect")]
+    Patch(PatchError),
+    /// The document's history is as long as the policy allows.
+    #[error("the document's history has {what}, the policy allows {limit}; no effect")]
+    HistoryFull {
+        /// How much of what it has.
+        what: String,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// The key cannot be read: a change of it could not be applied.
+    #[error("the key is damaged: {0}; no effect")]
+    Damaged(String),
+    /// The request id was used for another request.
+    #[error("the request id was used for another request; no effect")]
+    RequestIdReused,
+    /// The counter would leave the range of 64-bit integers.
+    #[error("the counter would leave the range of 64-bit integers; no effect")]
+    CounterOverflow,
+    /// The level asks for more regions than hold the scope.
+    #[error("durability of {asked} regions was asked for, {held} hold the scope; no effect")]
+    Durability {
+        /// Asked for.
+        asked: usize,
+        /// There are.
+        held: usize,
+    },
+    /// Too many writes wait for other regions.
+    #[error("{WAITING_WRITES} writes wait for other regions already; no effect")]
+    Overloaded,
+    /// Not enough regions acknowledged in time. The write is durable here and reaches the others.
+    #[error("outcome unknown: {} of {needed} regions acknowledged in time; it is durable here", regions.len())]
+    NotAcknowledged {
+        /// How many were asked for.
+        needed: usize,
+        /// Which did.
+        regions: Vec<RegionName>,
+    },
+}
+
+impl From<DocumentError> for WriteError {
+    fn from(error: DocumentError) -> Self {
+        match error {
+            DocumentError::UnknownBase => Self::UnknownVersion("is not known here (yet)"),
+            error => Self::Document(error),
+        }
+    }
+}
+
+impl From<PatchError> for WriteError {
+    fn from(error: PatchError) -> Self {
+        match error.kind {
+            PatchErrorKind::Document(DocumentError::UnknownBase) => DocumentError::UnknownBase.into(),
+            _ => Self::Patch(error),
+        }
+    }
+}
+
+/// A key's version: changes with every write that is seen. Opaque to clients.
+pub fn version_of(cell: &Cell) -> Bytes {
+    let mut out = Vec::with_capacity(48);
+    tropism_crdt::codec::put_varint(&mut out, cell.life);
+    match &cell.content {
+        Content::Document { heads, .. } => {
+            out.push(1);
+            out.extend_from_slice(heads.as_flattened());
+        }
+        Content::Counter(counter) => {
+            out.push(3);
+            let mut bytes = Vec::new();
+            Cell { content: Content::Counter(counter.clone()), ..Cell::default() }.encode(&mut bytes);
+            out.extend_from_slice(&xxhash_rust::xxh3::xxh3_128(&bytes).to_be_bytes());
+        }
+        Content::Register(_) | Content::Empty => {
+            out.push(2);
+            if let Some((stamp, origin)) = &cell.written {
+                out.extend_from_slice(&stamp.as_u64().to_be_bytes());
+                origin.encode(&mut out);
+            }
+        }
+    }
+    out.into()
+}
+
+/// The heads of a version that a client was given, if it is of the life that is shown.
+fn base_heads(version: &[u8], cell: &Cell, shown: bool) -> Result<Heads, WriteError> {
+    let mut reader = Reader::new(version);
+    let life = reader.varint("life").map_err(|_| WriteError::MalformedVersion("it has no life"))?;
+    if reader.u8("kind") != Ok(1) {
+        return Err(WriteError::MalformedVersion("it is not of a document"));
+    }
+    let (hashes, rest) = reader.rest().as_chunks::<32>();
+    if !rest.is_empty() || hashes.len() > MAX_HEADS {
+        return Err(WriteError::MalformedVersion("its hashes are cut off or too many"));
+    }
+    if life != cell.life || !shown {
+        return Err(WriteError::UnknownVersion("is of another life of the key: it was deleted since"));
+    }
+    Ok(Heads::from_hashes(hashes.to_vec()))
+}
+
+/// What a write will do to the key's life, value and expiry.
+struct Plan {
+    life: u64,
+    body: Body,
+    expiry: ExpiryChange,
+}
+
+impl Replica {
+    pub(crate) fn write(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        ticket: Ticket,
+        write: Write,
+    ) -> Result<(), ReplicaError> {
+        let outcome = match self.try_write(now, store, ticket, write)? {
+            Ok(Some(done)) => Ok(done),
+            Ok(None) => return Ok(()), // answered when enough regions have it
+            Err(error) => Err(error),
+        };
+        self.outputs.push_back(Output::Reply { ticket, outcome });
+        Ok(())
+    }
+
+    fn try_write(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        ticket: Ticket,
+        write: Write,
+    ) -> Result<Result<Option<WriteDone>, WriteError>, ReplicaError> {
+        let (record, needed) = match self.admit(&write) {
+            Ok(admitted) => admitted,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (index, id) = record.shard(&write.key);
+        let mut row = store.value(id, &write.key)?.unwrap_or_default();
+        let existed = row.cell.visible(now.wall_ms);
+        if let Some(parked) = &row.parked {
+            return Ok(Err(WriteError::Damaged(parked.reason.clone())));
+        }
+        if let Err(error) = check(&row.cell, existed, write.precondition.as_ref()) {
+            return Ok(Err(error));
+        }
+        let mut plan = match self.plan(now, &row.cell, existed, &write, &record) {
+            Ok(Some(plan)) => plan,
+            Ok(None) => return Ok(Ok(Some(done(id, None, &row, existed)))),
+            Err(error) => return Ok(Err(error)),
+        };
+        let stamp = match self.clock.tick() {
+            Ok(stamp) => stamp,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        assert!(
+            plan.life > row.cell.life || stamp > row.cell.last_stamp() || row == ValueRow::default(),
+            "a write is stamped above what it replaces: nothing is acknowledged and hidden"
+        );
+        let edited = if matches!(plan.body, Body::Document { .. }) {
+            match self.edit(store, id, &row.cell, existed, &write, &record, (stamp, plan.life))? {
+                Ok((change, content)) => {
+                    plan.body = Body::Document { change };
+                    Some(content)
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        } else {
+            None
+        };
+        let deadline_us = write.deadline_us;
+        let change = self.make_change(store, &record, index, stamp, write, plan)?;
+        if change.life > row.cell.life {
+            self.documents.clear(store, id, &change.key, change.life)?;
+        }
+        row.cell.merge(&change);
+        if let (Some(content), Body::Document { change: raw }) = (edited, &change.body) {
+            row.cell.content = content;
+            if !raw.is_empty() {
+                self.documents.save(store, id, &change.key, &[raw]);
+            }
+        }
+        row.last = vec![(change.origin, change.seq)];
+        row.commit = store.open_commit();
+        store.put_value(id, &change.key, &row);
+        let key = log_key(id, &change);
+        self.record_change(store, id, key, (change.encode(), None))?;
+        if let Some(shard) = self.shards.cached_mut(id) {
+            shard.said = shard.vector.clone();
+        }
+        let done = done(id, Some((change.origin, change.seq)), &row, existed);
+        if needed <= 1 {
+            return Ok(Ok(Some(done)));
+        }
+        let regions = vec![self.identity.region.clone()];
+        self.wait(key, Waiting { ticket, done, needed, regions, deadline_us });
+        Ok(Ok(None))
+    }
+
+    /// What can be refused before the key is looked at; says how many regions must have the write.
+    fn admit(&self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
+        let record = self.record(&write.scope).ok_or_else(|| WriteError::NoRule(write.scope.clone()))?;
+        if !record.serving.contains(&self.identity.region) {
+            return Err(WriteError::NotHere {
+                scope: write.scope.clone(),
+                region: self.identity.region.clone(),
+                serving: record.serving,
+            });
+        }
+        let (fits, operation) = match &write.op {
+            WriteOp::PutRegister { .. } => (record.kind == Kind::Register, "put of bytes"),
+            WriteOp::PutDocument { .. } => (record.kind == Kind::Document, "put of a document"),
+            WriteOp::Patch { .. } => (record.kind == Kind::Document, "patch"),
+            WriteOp::Increment { .. } => (record.kind == Kind::Counter, "increment"),
+            WriteOp::Delete | WriteOp::Expire => (true, ""),
+        };
+        if !fits {
+            return Err(WriteError::Kind { scope: write.scope.clone(), kind: record.kind, operation });
+        }
+        let needed = match write.durability.unwrap_or(record.policy.durability) {
+            Durability::Local | Durability::Region => 1,
+            Durability::Regions(regions) => usize::from(regions),
+        };
+        if needed > record.serving.len() {
+            return Err(WriteError::Durability { asked: needed, held: record.serving.len() });
+        }
+        if needed > 1 && self.waiting.len() >= WAITING_WRITES {
+            return Err(WriteError::Overloaded);
+        }
+        if self.fenced {
+            return Err(WriteError::Fenced);
+        }
+        self.clock.ready()?;
+        Ok((record, needed))
+    }
+
+    /// Decides the life and what the change says; `None`: there is nothing to do.
+    fn plan(
+        &mut self,
+        now: Now,
+        cell: &Cell,
+        existed: bool,
+        write: &Write,
+        record: &PlacementRecord,
+    ) -> Result<Option<Plan>, WriteError> {
+        // A stamp from beyond the offset cannot be exceeded: the key goes on in its next life.
+        let beyond = !self.clock.observe(cell.last_stamp());
+        let known = *cell != Cell::default();
+        let reborn = known && !cell.alive() && record.kind != Kind::Register;
+        let next_life = cell.life + u64::from(beyond || reborn);
+        let put_expiry = match (write.expires_at_ms, record.policy.expiry) {
+            (Some(at), _) => ExpiryChange::At(at),
+            (None, Some(after)) => ExpiryChange::At(
+                now.wall_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+            ),
+            (None, None) => ExpiryChange::Clear,
+        };
+        let keep_expiry = match write.expires_at_ms {
+            None if existed => ExpiryChange::Keep,
+            _ => put_expiry,
+        };
+        let plan = match &write.op {
+            WriteOp::PutRegister { content_type, bytes } => Plan {
+                life: next_life,
+                body: Body::Register { content_type: content_type.clone(), bytes: bytes.clone() },
+                expiry: put_expiry,
+            },
+            WriteOp::PutDocument { .. } => Plan {
+                life: next_life,
+                body: Body::Document { change: Bytes::new() }, // `edit` makes it
+                expiry: put_expiry,
+            },
+            WriteOp::Patch { .. } => Plan {
+                life: next_life,
+                body: Body::Document { change: Bytes::new() },
+                expiry: keep_expiry,
+            },
+            WriteOp::Increment { by } => {
+                let counter = match &cell.content {
+                    Content::Counter(counter) if next_life == cell.life => counter.clone(),
+                    _ => Counter::default(),
+                };
+                let floors = if existed { Vec::new() } else { counter.as_floors() };
+                let value = if existed { counter.sum() } else { Some(0) };
+                let total = counter.total(&self.origin).checked_add(i128::from(*by));
+                let fits = value.and_then(|v| v.checked_add(i128::from(*by))).is_some_and(|v| i64::try_from(v).is_ok());
+                let (true, Some(total)) = (fits, total) else { return Err(WriteError::CounterOverflow) };
+                Plan { life: next_life, body: Body::Counter { total, floors }, expiry: keep_expiry }
+            }
+            WriteOp::Delete if !existed => return Ok(None),
+            WriteOp::Delete => {
+                // The stamp is the change's own; `make_change` fills it in.
+                Plan { life: next_life, body: Body::Delete { deleted_at: Stamp::ZERO }, expiry: ExpiryChange::Keep }
+            }
+            WriteOp::Expire if !existed => return Err(WriteError::NotFound),
+            WriteOp::Expire if beyond => return Err(WriteError::Fenced),
+            WriteOp::Expire => {
+                let expiry = write.expires_at_ms.map_or(ExpiryChange::Clear, ExpiryChange::At);
+                Plan { life: cell.life, body: Body::Touch, expiry }
+            }
+        };
+        Ok(Some(plan))
+    }
+
+    /// Edits the document in memory: the raw change, empty when there is no difference, and what it shows then.
+    #[allow(clippy::too_many_arguments, reason = "one write, seen from all sides")]
+    fn edit(
+        &mut self,
+        store: &Store,
+        id: ShardId,
+        cell: &Cell,
+        existed: bool,
+        write: &Write,
+        record: &PlacementRecord,
+        (stamp, life): (Stamp, u64),
+    ) -> Result<Result<(Bytes, Content), WriteError>, ReplicaError> {
+        let base = match &write.op {
+            WriteOp::PutDocument { base, .. } | WriteOp::Patch { base, .. } => base.as_ref(),
+            _ => None,
+        };
+        let base = match base.map(|version| base_heads(version, cell, existed && life == cell.life)).transpose() {
+            Ok(base) => base,
+            Err(error) => return Ok(Err(error)),
+        };
+        let paths = self.paths.get(record.rule.as_ref()).cloned().unwrap_or_default();
+        let document = match self.documents.get(store, id, &write.key, life) {
+            Ok(loaded) => &mut loaded.document,
+            Err(LoadError::Store(error)) => return Err(error.into()),
+            Err(LoadError::Document(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
+        };
+        let policy = &record.policy;
+        if document.history_changes() >= policy.history_changes {
+            let what = format!("{} changes", document.history_changes());
+            return Ok(Err(WriteError::HistoryFull { what, limit: policy.history_changes }));
+        }
+        if document.history_bytes() as u64 >= policy.history_bytes {
+            let what = format!("{} bytes", document.history_bytes());
+            return Ok(Err(WriteError::HistoryFull { what, limit: policy.history_bytes }));
+        }
+        let seconds = i64::try_from(stamp.unix_ms() / 1_000).unwrap_or(i64::MAX);
+        let outcome = match &write.op {
+            WriteOp::Patch { operations, .. } if !existed => {
+                // What is left of an expired life is removed first.
+                let empty = PatchOp::Set { path: Pointer::root(), value: Json::Object(Default::default()) };
+                let all: Vec<PatchOp> = std::iter::once(empty).chain(operations.iter().cloned()).collect();
+                document.patch(&all, base.as_ref(), &paths, seconds).map_err(|mut error| {
+                    error.op_index = error.op_index.and_then(|index| index.checked_sub(1));
+                    WriteError::from(error)
+                })
+            }
+            WriteOp::Patch { operations, .. } => {
+                document.patch(operations, base.as_ref(), &paths, seconds).map_err(WriteError::from)
+            }
+            WriteOp::PutDocument { value, .. } => {
+                document.replace(value, base.as_ref(), &paths, seconds).map_err(WriteError::from)
+            }
+            _ => Ok(None),
+        };
+        Ok(outcome.map(|change| {
+            let heads = document.heads().hashes().to_vec();
+            let content = Content::Document { heads, json: document.to_canonical_json().into() };
+            (change.unwrap_or_default().into(), content)
+        }))
+    }
+
+    /// Numbers the change and says what it depends on.
+    fn make_change(
+        &mut self,
+        store: &mut Store,
+        record: &PlacementRecord,
+        index: u16,
+        stamp: Stamp,
+        write: Write,
+        plan: Plan,
+    ) -> Result<Change, ReplicaError> {
+        let origin = self.origin;
+        let row = ShardRow { scope: record.scope.clone(), index, kind: record.kind };
+        let shard = self.shards.get(store, &row, row.id(), || record.clone())?;
+        let mut deps = shard.vector.risen_since(&shard.said);
+        deps.retain(|(author, _)| *author != origin);
+        let ScopeId { name, incarnation } = &record.scope;
+        Ok(Change {
+            scope: name.as_str().to_owned(),
+            scope_incarnation: *incarnation,
+            shard_index: index,
+            origin,
+            seq: shard.vector.get(&origin) + 1,
+            deps,
+            stamp,
+            key: write.key,
+            life: plan.life,
+            generation: 0,
+            epoch: record.epoch,
+            request_id: write.request_id,
+            trace: write.trace,
+            expiry: plan.expiry,
+            body: match plan.body {
+                Body::Delete { .. } => Body::Delete { deleted_at: stamp },
+                body => body,
+            },
+        })
+    }
+}
+
+fn check(cell: &Cell, visible: bool, precondition: Option<&Precondition>) -> Result<(), WriteError> {
+    match precondition {
+        None => Ok(()),
+        Some(Precondition::Absent) if visible => Err(WriteError::Exists { version: version_of(cell) }),
+        Some(Precondition::Absent) => Ok(()),
+        Some(Precondition::Version(wanted)) => {
+            let version = visible.then(|| version_of(cell));
+            if version.as_ref() == Some(wanted) { Ok(()) } else { Err(WriteError::Version { version }) }
+        }
+    }
+}
+
+fn done(shard: ShardId, change: Option<(Origin, u64)>, row: &ValueRow, existed: bool) -> WriteDone {
+    let counter = match &row.cell.content {
+        Content::Counter(counter) => counter.value(),
+        _ => None,
+    };
+    WriteDone {
+        shard,
+        change,
+        stamp: row.cell.last_stamp(),
+        version: version_of(&row.cell),
+        existed,
+        counter,
+        expires_at_ms: row.cell.expires_at_ms(),
+        replayed: false,
+    }
+}

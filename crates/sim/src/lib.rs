@@ -1,0 +1,16 @@
+//! The same replicas in virtual time, with seeded faults and checkers.
+//!
+//! [`run`] makes a world from a seed: two to four regions with links of their own delay, loss and order, nodes with
+//! drifting clocks and disks that lose what was not synced, clients, and a plan of faults. The nodes run the very
+//! [`Replica`](tropism_replica::Replica) of production behind a driver that crashes between commit and sync. After the
+//! last fault everything is mended and the world must become equal. [`Checkers`] look on from outside. Nothing here
+//! reads a clock or the system's randomness: the same seed gives the same trace, to the bit.
+
+pub mod checkers;
+pub mod disk;
+pub mod network;
+pub mod rng;
+pub mod world;
+
+pub use checkers::Checkers;
+pub use world::{Report, Size, run};
