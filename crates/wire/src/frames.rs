@@ -1,0 +1,386 @@
+//! Frames of a link to and from their messages.
+//!
+//! What a peer sends is bounded before it is believed: ids have their length, sums and vectors theirs, and a packed
+//! batch says its size before it is unpacked.
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+use tropism_crdt::codec::{Reader, put_varint};
+use tropism_crdt::{NodeId, Origin, Stamp, Vector};
+use tropism_placement::{RegionName, ScopeId, ScopeName, ShardId};
+use tropism_replica::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
+use tropism_storage::rows::Seen;
+use tropism_storage::{Head, ShardRow};
+
+use crate::from_proto::kind;
+use crate::limits::MAX_MESSAGE_BYTES;
+use crate::{to_proto, v1};
+
+/// Version of the link's protocol.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Batches above this many bytes are packed: below it zstd saves less than its own frame costs.
+const PACK_ABOVE_BYTES: usize = 4 * 1024;
+/// zstd's level for batches: the fastest; a link between regions is slower than it by far.
+const PACK_LEVEL: i32 = 1;
+
+/// A frame that is not what the protocol says. The link is dropped; nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("malformed frame: {0}")]
+pub struct FrameError(String);
+
+fn malformed(what: impl Into<String>) -> FrameError {
+    FrameError(what.into())
+}
+
+/// The message of a frame.
+pub fn to_message(frame: &Frame) -> v1::LinkFrame {
+    use v1::link_frame::Frame as Message;
+    let message = match &frame.body {
+        FrameBody::Changes(changes) => Message::Changes(pack(changes)),
+        FrameBody::Told(told) => Message::Told(v1::Told {
+            commit_number: told.commit,
+            directory_revision: told.directory_revision,
+            shards: told
+                .shards
+                .iter()
+                .map(|(shard, entries)| v1::ShardTold {
+                    shard: Bytes::copy_from_slice(&shard.0),
+                    entries: entries.iter().map(|(origin, seq)| entry(origin, *seq)).collect(),
+                })
+                .collect(),
+        }),
+        FrameBody::Want(want) => Message::Want(v1::Want {
+            shard: Bytes::copy_from_slice(&want.shard.0),
+            origin: want.origin.to_bytes().into(),
+            from: want.from,
+            to: want.to,
+        }),
+        FrameBody::Compare(compare) => Message::Compare(v1::Compare {
+            group: compare.group,
+            level: compare.level.into(),
+            sums: compare
+                .sums
+                .iter()
+                .map(|(range, sum)| v1::RangeSum {
+                    range: u32::from(*range),
+                    sum: Bytes::copy_from_slice(&sum.to_be_bytes()),
+                })
+                .collect(),
+        }),
+        FrameBody::Vectors { shards, answer } => Message::Vectors(v1::Vectors {
+            shards: shards
+                .iter()
+                .map(|(row, vector)| v1::ShardVector {
+                    scope: row.scope.name.as_str().to_owned(),
+                    scope_incarnation: row.scope.incarnation,
+                    shard_index: row.index.into(),
+                    kind: to_proto::kind(row.kind).into(),
+                    vector: vector.to_bytes().into(),
+                })
+                .collect(),
+            answer: *answer,
+        }),
+        FrameBody::Heartbeat(beat) => Message::Heartbeat(v1::Heartbeat {
+            sent_us: beat.sent_us,
+            wall_ms: beat.wall_ms,
+            echo_us: beat.echo.0,
+            echo_held_us: beat.echo.1,
+            closed_stamp: beat.closed.as_u64(),
+            linked: beat.linked.iter().map(ToString::to_string).collect(),
+            position: Some(v1::StorePosition {
+                store_id: Bytes::new(),
+                incarnation: beat.seen.incarnation,
+                commit_number: beat.seen.commit,
+                running_hash: beat.seen.hash,
+            }),
+            your_cursor: beat.your_cursor,
+            log_floor: 0,
+        }),
+        FrameBody::NotMember { shard, epoch } => {
+            Message::NotMember(v1::NotMember { shard: Bytes::copy_from_slice(&shard.0), epoch: *epoch })
+        }
+    };
+    v1::LinkFrame { round: frame.round, number: frame.number, frame: Some(message) }
+}
+
+/// The frame of a message; `None` for a kind of frame that this version does not know, which is skipped.
+pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError> {
+    use v1::link_frame::Frame as Message;
+    let Some(body) = message.frame else { return Ok(None) };
+    let body = match body {
+        Message::Hello(_) | Message::Proof(_) => return Err(malformed("a handshake in the middle of a link")),
+        Message::Changes(changes) => FrameBody::Changes(unpack(changes)?),
+        Message::Told(told) => FrameBody::Told(Told {
+            commit: told.commit_number,
+            directory_revision: told.directory_revision,
+            shards: told.shards.iter().map(shard_told).collect::<Result<_, _>>()?,
+        }),
+        Message::Want(want) => FrameBody::Want(Want {
+            shard: shard(&want.shard)?,
+            origin: origin(&want.origin)?,
+            from: want.from,
+            to: want.to,
+        }),
+        Message::Compare(compare) => FrameBody::Compare(Compare {
+            group: compare.group,
+            level: u8::try_from(compare.level)
+                .ok()
+                .filter(|level| *level <= 2)
+                .ok_or_else(|| malformed("a comparison has levels 0 to 2"))?,
+            sums: compare.sums.iter().map(range_sum).collect::<Result<_, _>>()?,
+        }),
+        Message::Vectors(vectors) => FrameBody::Vectors {
+            shards: vectors.shards.iter().map(shard_vector).collect::<Result<_, _>>()?,
+            answer: vectors.answer,
+        },
+        Message::Heartbeat(beat) => {
+            let position = beat.position.unwrap_or_default();
+            FrameBody::Heartbeat(Heartbeat {
+                sent_us: beat.sent_us,
+                wall_ms: beat.wall_ms,
+                echo: (beat.echo_us, beat.echo_held_us),
+                closed: Stamp::from_u64(beat.closed_stamp),
+                seen: Seen {
+                    incarnation: position.incarnation,
+                    commit: position.commit_number,
+                    hash: position.running_hash,
+                },
+                your_cursor: beat.your_cursor,
+                linked: beat.linked.iter().map(|node| node_id(node)).collect::<Result<_, _>>()?,
+            })
+        }
+        Message::NotMember(not) => FrameBody::NotMember { shard: shard(&not.shard)?, epoch: not.epoch },
+    };
+    Ok(Some(Frame { round: message.round, number: message.number, body }))
+}
+
+/// The message of a hello. `expected` is whom the dialler believes to reach.
+pub fn hello_message(hello: &Hello, cluster: &str, expected: &str, nonce: &[u8; 32]) -> v1::Hello {
+    v1::Hello {
+        protocol_version: PROTOCOL_VERSION,
+        cluster_id: cluster.to_owned(),
+        node: hello.node.to_string(),
+        region: hello.region.as_str().to_owned(),
+        incarnation: hello.origin.incarnation,
+        random: hello.origin.random,
+        expected_node: expected.to_owned(),
+        position: Some(v1::StorePosition {
+            store_id: Bytes::copy_from_slice(&hello.store_id.to_be_bytes()),
+            incarnation: hello.origin.incarnation,
+            commit_number: hello.head.commit,
+            running_hash: hello.head.hash,
+        }),
+        seen: hello.saw_you.map(|(store_id, seen)| v1::StorePosition {
+            store_id: Bytes::copy_from_slice(&store_id.to_be_bytes()),
+            incarnation: seen.incarnation,
+            commit_number: seen.commit,
+            running_hash: seen.hash,
+        }),
+        features: Vec::new(),
+        nonce: Bytes::copy_from_slice(nonce),
+        policy_hash: Bytes::new(),
+    }
+}
+
+/// The hello of a message, and its nonce.
+pub fn hello_from_message(message: &v1::Hello) -> Result<(Hello, [u8; 32]), FrameError> {
+    let node = node_id(&message.node)?;
+    let region = RegionName::new(&message.region).map_err(|error| malformed(error.to_string()))?;
+    let position = message.position.as_ref().ok_or_else(|| malformed("a hello without a position"))?;
+    let saw_you = message
+        .seen
+        .as_ref()
+        .map(|seen| {
+            let state = Seen {
+                incarnation: seen.incarnation,
+                commit: seen.commit_number,
+                hash: seen.running_hash,
+            };
+            Ok::<_, FrameError>((store_id(&seen.store_id)?, state))
+        })
+        .transpose()?;
+    let hello = Hello {
+        node,
+        region,
+        origin: Origin { node, incarnation: message.incarnation, random: message.random },
+        store_id: store_id(&position.store_id)?,
+        head: Head { commit: position.commit_number, hash: position.running_hash },
+        saw_you,
+    };
+    let nonce = message.nonce.as_ref().try_into().map_err(|_| malformed("a nonce has 32 bytes"))?;
+    Ok((hello, nonce))
+}
+
+fn entry(origin: &Origin, seq: u64) -> v1::VectorEntry {
+    v1::VectorEntry { origin: origin.to_bytes().into(), seq }
+}
+
+fn pack(changes: &[Bytes]) -> v1::Changes {
+    let size: usize = changes.iter().map(Bytes::len).sum();
+    if size > PACK_ABOVE_BYTES {
+        let mut plain = Vec::with_capacity(size + changes.len() * 3);
+        for change in changes {
+            put_varint(&mut plain, change.len() as u64);
+            plain.extend_from_slice(change);
+        }
+        if let Ok(packed) = zstd::bulk::compress(&plain, PACK_LEVEL)
+            && packed.len() < size
+        {
+            let uncompressed_size = plain.len() as u32; // a frame is far below 4 GiB
+            return v1::Changes { changes: Vec::new(), packed: packed.into(), uncompressed_size };
+        }
+    }
+    v1::Changes { changes: changes.to_vec(), packed: Bytes::new(), uncompressed_size: 0 }
+}
+
+fn unpack(message: v1::Changes) -> Result<Vec<Bytes>, FrameError> {
+    if message.packed.is_empty() {
+        return Ok(message.changes);
+    }
+    let size = message.uncompressed_size as usize;
+    if size > MAX_MESSAGE_BYTES {
+        return Err(malformed(format!("a packed batch of {size} bytes, the limit is {MAX_MESSAGE_BYTES}")));
+    }
+    let plain = zstd::bulk::decompress(&message.packed, size).map_err(|error| malformed(error.to_string()))?;
+    let plain = BytesMut::from(plain.as_slice()).freeze();
+    let mut reader = Reader::new(&plain);
+    let mut changes = Vec::new();
+    while !reader.rest().is_empty() {
+        let change = reader.bytes("packed change").map_err(|error| malformed(error.to_string()))?;
+        changes.push(plain.slice_ref(change));
+    }
+    Ok(changes)
+}
+
+fn shard_told(told: &v1::ShardTold) -> Result<(ShardId, Vec<(Origin, u64)>), FrameError> {
+    let entries = told.entries.iter().map(|entry| Ok((origin(&entry.origin)?, entry.seq)));
+    Ok((shard(&told.shard)?, entries.collect::<Result<_, FrameError>>()?))
+}
+
+fn shard_vector(message: &v1::ShardVector) -> Result<(ShardRow, Vector), FrameError> {
+    let name = ScopeName::new(&message.scope).map_err(|error| malformed(error.to_string()))?;
+    let index = u16::try_from(message.shard_index).map_err(|_| malformed("a shard index above 65535"))?;
+    let kind = kind("kind", message.kind).map_err(|problem| malformed(problem.message()))?;
+    let mut reader = Reader::new(&message.vector);
+    let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
+    let vector = vector.map_err(|error| malformed(error.to_string()))?;
+    Ok((ShardRow { scope: ScopeId { name, incarnation: message.scope_incarnation }, index, kind }, vector))
+}
+
+fn range_sum(message: &v1::RangeSum) -> Result<(u16, u128), FrameError> {
+    let range = u16::try_from(message.range).map_err(|_| malformed("a range above 65535"))?;
+    let sum = message.sum.as_ref().try_into().map_err(|_| malformed("a sum has 16 bytes"))?;
+    Ok((range, u128::from_be_bytes(sum)))
+}
+
+fn shard(bytes: &[u8]) -> Result<ShardId, FrameError> {
+    Ok(ShardId(bytes.try_into().map_err(|_| malformed("a shard id has 16 bytes"))?))
+}
+
+fn store_id(bytes: &[u8]) -> Result<u128, FrameError> {
+    Ok(u128::from_be_bytes(bytes.try_into().map_err(|_| malformed("a store id has 16 bytes"))?))
+}
+
+fn origin(bytes: &[u8]) -> Result<Origin, FrameError> {
+    let mut reader = Reader::new(bytes);
+    let origin = Origin::decode(&mut reader).and_then(|origin| reader.finish().map(|()| origin));
+    origin.map_err(|error| malformed(format!("origin {error}")))
+}
+
+fn node_id(name: &str) -> Result<NodeId, FrameError> {
+    NodeId::new(name).map_err(|error| malformed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use tropism_placement::Kind;
+
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn some_origin() -> Origin {
+        Origin { node: node("tokyo-1"), incarnation: 7, random: 9 }
+    }
+
+    fn bodies() -> Vec<FrameBody> {
+        let id = ShardId([3; 16]);
+        let scope = ScopeId { name: ScopeName::new("shop/carts").unwrap(), incarnation: 0 };
+        let vector: Vector = [(some_origin(), 4)].into_iter().collect();
+        vec![
+            FrameBody::Changes(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
+            FrameBody::Changes(vec![Bytes::from(vec![7; 5_000]), Bytes::from_static(b"x"), Bytes::new()]),
+            FrameBody::Told(Told { commit: 5, directory_revision: 0, shards: vec![(id, vec![(some_origin(), 8)])] }),
+            FrameBody::Want(Want { shard: id, origin: some_origin(), from: 1, to: 2 }),
+            FrameBody::Compare(Compare { group: 1, level: 2, sums: vec![(4095, u128::MAX)] }),
+            FrameBody::Vectors { shards: vec![(ShardRow { scope, index: 2, kind: Kind::Counter }, vector)], answer: true },
+            FrameBody::Heartbeat(Heartbeat {
+                sent_us: 1,
+                wall_ms: 2,
+                echo: (3, 4),
+                closed: Stamp::new(5, 6),
+                seen: Seen { incarnation: 7, commit: 8, hash: 9 },
+                your_cursor: 10,
+                linked: vec![node("dallas-1")],
+            }),
+            FrameBody::NotMember { shard: id, epoch: 3 },
+        ]
+    }
+
+    #[test]
+    fn every_frame_survives_its_message() {
+        for body in bodies() {
+            let frame = Frame { round: 2, number: 3, body };
+            assert_eq!(from_message(to_message(&frame)), Ok(Some(frame)));
+        }
+    }
+
+    #[test]
+    fn a_packed_batch_is_not_unpacked_beyond_what_it_says_or_may_say() {
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+        for (size, problem) in [(u32::MAX, "the limit"), (4_096, "small")] {
+            let changes = v1::Changes { changes: vec![], packed: bomb.clone().into(), uncompressed_size: size };
+            let error = unpack(changes).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn malformed_frames_are_errors_that_say_what() {
+        use v1::link_frame::Frame as Message;
+        let short = Bytes::from_static(b"short");
+        let cases = [
+            (Message::Want(v1::Want { shard: short.clone(), ..Default::default() }), "16 bytes"),
+            (Message::Want(v1::Want { shard: Bytes::from(vec![0; 16]), ..Default::default() }), "origin"),
+            (Message::Compare(v1::Compare { level: 3, ..Default::default() }), "levels 0 to 2"),
+            (Message::Heartbeat(v1::Heartbeat { linked: vec!["Ä".into()], ..Default::default() }), "node id"),
+            (Message::Hello(v1::Hello::default()), "handshake"),
+            (
+                Message::Vectors(v1::Vectors { shards: vec![v1::ShardVector::default()], answer: false }),
+                "scope",
+            ),
+        ];
+        for (message, says) in cases {
+            let frame = v1::LinkFrame { round: 0, number: 0, frame: Some(message) };
+            let error = from_message(frame).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_hello_survives_its_message() {
+        let hello = Hello {
+            node: node("tokyo-1"),
+            region: RegionName::new("tokyo").unwrap(),
+            origin: some_origin(),
+            store_id: 77,
+            head: Head { commit: 3, hash: 4 },
+            saw_you: Some((78, Seen { incarnation: 1, commit: 2, hash: 3 })),
+        };
+        let message = hello_message(&hello, "world", "dallas-1", &[5; 32]);
+        assert_eq!(hello_from_message(&message), Ok((hello, [5; 32])));
+    }
+}
