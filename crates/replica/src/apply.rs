@@ -7,8 +7,8 @@ use tropism_crdt::cell::{Admission, Content};
 use tropism_crdt::document::PeerChange;
 use tropism_crdt::{Body, Change, NodeId, Origin};
 use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
-use tropism_storage::rows::Parked;
-use tropism_storage::{EditKey, Reads, ShardRow, Store, ValueRow};
+use tropism_storage::rows::{Parked, RequestRow};
+use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, ValueRow};
 
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
@@ -177,6 +177,17 @@ impl Replica {
             self.event(Event::FutureStamp(change.origin.node));
         }
         let (origin, seq) = (change.origin, change.seq);
+        if let Some(request) = change.request_id {
+            let row = RequestRow {
+                wall_ms: now.wall_ms,
+                commit: store.open_commit(),
+                change: (origin, seq),
+                stamp: change.stamp,
+                digest: 0,
+                reply: None,
+            };
+            store.put_row(Space::Requests, RequestKey { shard: id, id: request }.encode(), &row);
+        }
         self.record_change(store, id, log_key(id, &change), (bytes, Some(from)))?;
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
         for peer in peers {

@@ -42,6 +42,7 @@ mod reconcile;
 mod recent;
 mod replica;
 mod shards;
+mod sweep;
 mod write;
 
 pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};

@@ -45,3 +45,16 @@ pub const PEER_ROWS_US: u64 = 1_000_000;
 pub const FRAME_CHANGES: usize = 16_384;
 /// A node that is ahead of most peers by this much (ms; 80 % of the max offset) takes no client writes.
 pub const FENCE_OFFSET_MS: i64 = 400;
+/// Interval of the sweep's steps, us, and the rows it looks at in each: a million keys take under an hour, for less than
+/// one percent of a core.
+pub const SWEEP_US: u64 = 200_000;
+/// See [`SWEEP_US`].
+pub const SWEEP_ROWS: usize = 64;
+/// Changes that one step takes out of the log at most.
+pub const TRIM_CHANGES: usize = 5_000;
+/// What every member holds stays in the log this long for watchers that come back, ms ...
+pub const LOG_KEEP_MS: u64 = 600_000;
+/// ... or until the log has grown by this much, bytes.
+pub const LOG_KEEP_BYTES: u64 = 256 << 20;
+/// A request id is remembered this long, ms: longer than any client retries.
+pub const REQUEST_KEEP_MS: u64 = 86_400_000;

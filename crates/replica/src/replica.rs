@@ -18,6 +18,7 @@ use crate::limits::{FENCE_OFFSET_MS, WAITING_WRITES};
 use crate::link::{Link, LinkStatus};
 use crate::recent::{Logged, Recent};
 use crate::shards::Shards;
+use crate::sweep::Sweep;
 use crate::write::{Write, WriteDone, WriteError};
 
 /// The time of one turn, given by the driver.
@@ -120,6 +121,15 @@ pub enum Event {
     FutureStamp(NodeId),
     /// An edit of a life that was deleted before the edit arrived.
     Outlived,
+    /// A hidden life lost its content.
+    Collected,
+    /// An expired key was deleted.
+    Expired,
+    /// Changes that every member holds left the log.
+    Trimmed {
+        /// How many.
+        changes: usize,
+    },
     /// A change could not be applied: its key is not served until that is repaired.
     Parked {
         /// Why.
@@ -162,6 +172,8 @@ pub struct Identity {
     pub rules: Rules,
     /// Memory for documents that were used lately, bytes.
     pub cache_bytes: usize,
+    /// How long the log keeps what every member holds, ms; see [`LOG_KEEP_MS`](crate::limits::LOG_KEEP_MS).
+    pub log_keep_ms: u64,
 }
 
 /// Why a replica did not start. Nothing was changed.
@@ -226,6 +238,7 @@ pub struct Replica {
     pub(crate) waiting: BTreeMap<LogKey, Waiting>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) log_floor: u64,
+    pub(crate) sweep: Sweep,
     next_peer_rows_us: u64,
 }
 
@@ -316,6 +329,7 @@ impl Replica {
             waiting: BTreeMap::new(),
             outputs: VecDeque::new(),
             log_floor,
+            sweep: Sweep::default(),
             next_peer_rows_us: now.mono_us,
         };
         replica.reserve(now, store);
@@ -342,6 +356,7 @@ impl Replica {
     pub fn flush(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
         self.reserve(now, store);
         self.give_up_waiting(now);
+        self.sweep(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
         if now.mono_us >= self.next_peer_rows_us {
@@ -466,6 +481,7 @@ impl Replica {
         self.shards.wrote(store, id, &before);
         let (bytes, from) = logged;
         store.log(key, bytes.clone());
+        self.sweep.logged_bytes += bytes.len() as u64;
         self.recent.push(store.open_commit(), Logged { key, bytes, from });
         Ok(())
     }

@@ -9,7 +9,8 @@ use tropism_crdt::document::{DocumentError, Heads, MAX_HEADS, PatchError, PatchE
 use tropism_crdt::json::{Json, Pointer};
 use tropism_crdt::{Body, Change, ExpiryChange, Origin, RequestId, Stamp, TraceContext};
 use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, ScopeName, ShardId};
-use tropism_storage::{Reads, ShardRow, Store, ValueRow};
+use tropism_storage::rows::RequestRow;
+use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, ValueRow};
 
 use crate::documents::LoadError;
 use crate::limits::WAITING_WRITES;
@@ -297,7 +298,10 @@ impl Replica {
             Err(error) => return Ok(Err(error)),
         };
         let (index, id) = record.shard(&write.key);
-        let mut row = store.value(id, &write.key)?.unwrap_or_default();
+        if let Some(outcome) = self.replayed(store, id, &write, needed)? {
+            return Ok(outcome.map(Some));
+        }
+        let row = store.value(id, &write.key)?.unwrap_or_default();
         let existed = row.cell.visible(now.wall_ms);
         if let Some(parked) = &row.parked {
             return Ok(Err(WriteError::Damaged(parked.reason.clone())));
@@ -314,6 +318,9 @@ impl Replica {
             Ok(stamp) => stamp,
             Err(error) => return Ok(Err(error.into())),
         };
+        if let Body::Delete { deleted_at } = &mut plan.body {
+            *deleted_at = stamp;
+        }
         assert!(
             plan.life > row.cell.life || stamp > row.cell.last_stamp() || row == ValueRow::default(),
             "a write is stamped above what it replaces: nothing is acknowledged and hidden"
@@ -329,8 +336,41 @@ impl Replica {
         } else {
             None
         };
-        let deadline_us = write.deadline_us;
-        let change = self.make_change(store, &record, index, stamp, write, plan)?;
+        let (deadline_us, digest) = (write.deadline_us, write.request_id.map(|_| digest(&write)));
+        let planned = (plan.life, plan.body, plan.expiry);
+        let mut change = self.change_of(store, &record, index, stamp, &write.key, planned)?;
+        (change.request_id, change.trace) = (write.request_id, write.trace);
+        let key = log_key(id, &change);
+        let row = self.commit_own(store, id, row, change, edited)?;
+        let done = done(id, Some((key.origin, key.seq)), &row, existed);
+        if let (Some(request), Some(digest)) = (write.request_id, digest) {
+            let row = RequestRow {
+                wall_ms: now.wall_ms,
+                commit: store.open_commit(),
+                change: (key.origin, key.seq),
+                stamp,
+                digest,
+                reply: Some((done.version.clone(), existed, done.counter)),
+            };
+            store.put_row(Space::Requests, RequestKey { shard: id, id: request }.encode(), &row);
+        }
+        if needed <= 1 {
+            return Ok(Ok(Some(done)));
+        }
+        let regions = vec![self.identity.region.clone()];
+        self.wait(key, Waiting { ticket, done, needed, regions, deadline_us });
+        Ok(Ok(None))
+    }
+
+    /// Merges a change of our own into its key, stores what it made of a document, and logs it.
+    pub(crate) fn commit_own(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        mut row: ValueRow,
+        change: Change,
+        edited: Option<Content>,
+    ) -> Result<ValueRow, ReplicaError> {
         if change.life > row.cell.life {
             self.documents.clear(store, id, &change.key, change.life)?;
         }
@@ -344,18 +384,44 @@ impl Replica {
         row.last = vec![(change.origin, change.seq)];
         row.commit = store.open_commit();
         store.put_value(id, &change.key, &row);
-        let key = log_key(id, &change);
-        self.record_change(store, id, key, (change.encode(), None))?;
+        self.record_change(store, id, log_key(id, &change), (change.encode(), None))?;
         if let Some(shard) = self.shards.cached_mut(id) {
             shard.said = shard.vector.clone();
         }
-        let done = done(id, Some((change.origin, change.seq)), &row, existed);
-        if needed <= 1 {
-            return Ok(Ok(Some(done)));
+        Ok(row)
+    }
+
+    /// What became of a request that was sent before, if it was.
+    fn replayed(
+        &self,
+        store: &Store,
+        id: ShardId,
+        write: &Write,
+        needed: usize,
+    ) -> Result<Option<Result<WriteDone, WriteError>>, ReplicaError> {
+        let Some(request) = write.request_id else { return Ok(None) };
+        let key = RequestKey { shard: id, id: request }.encode();
+        let Some(row) = store.row::<RequestRow>(Space::Requests, &key)? else { return Ok(None) };
+        if row.digest != 0 && row.digest != digest(write) {
+            return Ok(Some(Err(WriteError::RequestIdReused)));
         }
-        let regions = vec![self.identity.region.clone()];
-        self.wait(key, Waiting { ticket, done, needed, regions, deadline_us });
-        Ok(Ok(None))
+        if needed > 1 && row.commit > self.stable_commit() {
+            // Which regions have it is not known any more.
+            let regions = vec![self.identity.region.clone()];
+            return Ok(Some(Err(WriteError::NotAcknowledged { needed, regions })));
+        }
+        let now = store.value(id, &write.key)?.unwrap_or_default();
+        let (version, existed, counter) = row.reply.unwrap_or_else(|| (version_of(&now.cell), false, counter_of(&now.cell)));
+        Ok(Some(Ok(WriteDone {
+            shard: id,
+            change: Some(row.change),
+            stamp: row.stamp,
+            version,
+            existed,
+            counter,
+            expires_at_ms: now.cell.expires_at_ms(),
+            replayed: true,
+        })))
     }
 
     /// What can be refused before the key is looked at; says how many regions must have the write.
@@ -450,7 +516,7 @@ impl Replica {
             }
             WriteOp::Delete if !existed => return Ok(None),
             WriteOp::Delete => {
-                // The stamp is the change's own; `make_change` fills it in.
+                // As of the change's own stamp, which comes next.
                 Plan { life: next_life, body: Body::Delete { deleted_at: Stamp::ZERO }, expiry: ExpiryChange::Keep }
             }
             WriteOp::Expire if !existed => return Err(WriteError::NotFound),
@@ -524,15 +590,15 @@ impl Replica {
         }))
     }
 
-    /// Numbers the change and says what it depends on.
-    fn make_change(
+    /// Numbers a change of our own and says what it depends on.
+    pub(crate) fn change_of(
         &mut self,
         store: &mut Store,
         record: &PlacementRecord,
         index: u16,
         stamp: Stamp,
-        write: Write,
-        plan: Plan,
+        key: &str,
+        (life, body, expiry): (u64, Body, ExpiryChange),
     ) -> Result<Change, ReplicaError> {
         let origin = self.origin;
         let row = ShardRow { scope: record.scope.clone(), index, kind: record.kind };
@@ -548,18 +614,41 @@ impl Replica {
             seq: shard.vector.get(&origin) + 1,
             deps,
             stamp,
-            key: write.key,
-            life: plan.life,
+            key: key.to_owned(),
+            life,
             generation: 0,
             epoch: record.epoch,
-            request_id: write.request_id,
-            trace: write.trace,
-            expiry: plan.expiry,
-            body: match plan.body {
-                Body::Delete { .. } => Body::Delete { deleted_at: stamp },
-                body => body,
-            },
+            request_id: None,
+            trace: None,
+            expiry,
+            body,
         })
+    }
+}
+
+/// What a request asks for, to tell a repetition from another request with the same id. The expiry is left out: it is
+/// counted from the moment of sending.
+fn digest(write: &Write) -> u64 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    hasher.update(write.key.as_bytes());
+    match &write.op {
+        WriteOp::PutRegister { content_type, bytes } => {
+            hasher.update(content_type.as_bytes());
+            hasher.update(bytes);
+        }
+        WriteOp::PutDocument { value, .. } => hasher.update(&value.to_canonical()),
+        WriteOp::Patch { operations, .. } => hasher.update(format!("{operations:?}").as_bytes()),
+        WriteOp::Increment { by } => hasher.update(&by.to_be_bytes()),
+        WriteOp::Delete => hasher.update(b"delete"),
+        WriteOp::Expire => hasher.update(b"expire"),
+    }
+    hasher.digest().max(1)
+}
+
+fn counter_of(cell: &Cell) -> Option<i64> {
+    match &cell.content {
+        Content::Counter(counter) => counter.value(),
+        _ => None,
     }
 }
 
@@ -576,10 +665,7 @@ fn check(cell: &Cell, visible: bool, precondition: Option<&Precondition>) -> Res
 }
 
 fn done(shard: ShardId, change: Option<(Origin, u64)>, row: &ValueRow, existed: bool) -> WriteDone {
-    let counter = match &row.cell.content {
-        Content::Counter(counter) => counter.value(),
-        _ => None,
-    };
+    let counter = counter_of(&row.cell);
     WriteDone {
         shard,
         change,

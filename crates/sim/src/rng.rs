@@ -19,7 +19,7 @@ impl Rng {
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         let s = &mut self.0;
         let result = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
         let t = s[1] << 17;
@@ -34,17 +34,17 @@ impl Rng {
 
     /// From `low` to `high`, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+        low + self.word() % (high - low + 1)
     }
 
     /// True in `percent` of 100 cases.
     pub fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
+        self.word() % 100 < percent
     }
 
     /// An index below `len`, which is not 0.
     pub fn index(&mut self, len: usize) -> usize {
-        (self.next() % len as u64) as usize
+        (self.word() % len as u64) as usize
     }
 
     /// One of the items, of which there is at least one.

@@ -148,6 +148,7 @@ struct World {
     size: Size,
     scopes: Vec<(ScopeName, Kind)>,
     cache_bytes: usize,
+    log_keep_ms: u64,
     keys: u64,
     operations: BTreeMap<u64, Operation>,
     counters: BTreeMap<(String, String), CounterBounds>,
@@ -244,6 +245,7 @@ impl World {
             .map(|(name, kind)| (ScopeName::new(name).unwrap_or_else(|e| panic!("{e}")), kind))
             .collect();
         // Now and then so small that documents are read back all the time.
+        let log_keep_ms = *rng.pick(&[500, 600_000]);
         let cache_bytes = *rng.pick(&[60_000, 100_000_000]);
         let keys = rng.between(1, 12);
         let mut world = Self {
@@ -260,6 +262,7 @@ impl World {
             size,
             scopes,
             cache_bytes,
+            log_keep_ms,
             keys,
             operations: BTreeMap::new(),
             counters: BTreeMap::new(),
@@ -290,7 +293,7 @@ impl World {
             let Some(what) = self.events.remove(&at) else { continue };
             self.now_us = at.0;
             self.happen(what);
-            if self.settling && self.order % 64 == 0 && self.all_equal() {
+            if self.settling && self.order.is_multiple_of(64) && self.all_equal() {
                 break;
             }
             if self.settling && self.now_us > self.report.virtual_us + SETTLE_LIMIT_US {
@@ -406,8 +409,8 @@ impl World {
             cluster: "simulated".into(),
             node: self.nodes[at].id,
             region: self.nodes[at].region.clone(),
-            boot_random: self.rng.next(),
-            new_store_id: u128::from(self.rng.next()),
+            boot_random: self.rng.word(),
+            new_store_id: u128::from(self.rng.word()),
             peers: self
                 .nodes
                 .iter()
@@ -416,6 +419,7 @@ impl World {
                 .collect(),
             rules: self.rules.clone(),
             cache_bytes: self.cache_bytes,
+            log_keep_ms: self.log_keep_ms,
         };
         let now = self.now_of(&self.nodes[at]);
         let node = &mut self.nodes[at];
@@ -537,7 +541,7 @@ impl World {
 
     /// Where the vectors of two nodes meet, their states must.
     fn check_equal(&mut self, at: usize) {
-        if self.order % 7 != 0 {
+        if !self.order.is_multiple_of(7) {
             return; // a sample: the whole state is compared
         }
         let other = self.rng.index(self.nodes.len());
@@ -616,6 +620,9 @@ impl World {
                 let id = self.nodes[at].id;
                 return self.checkers.violations.push(format!("{id} parked a key: {reason}"));
             }
+            Event::Collected => "a hidden life was collected",
+            Event::Expired => "an expired key was deleted",
+            Event::Trimmed { .. } => "the log was trimmed",
             Event::Outlived => "an edit of a deleted life arrived",
             Event::Refused { from, reason } => {
                 let id = self.nodes[at].id;
@@ -730,7 +737,7 @@ impl World {
             expires_at_ms,
             durability,
             deadline_us: now.mono_us + self.rng.between(100_000, 3_000_000),
-            request_id: None,
+            request_id: self.rng.chance(10).then(|| u128::from(ticket).to_be_bytes()),
             trace: None,
         };
         self.input(at, Input::Write { ticket, write: Box::new(write) });

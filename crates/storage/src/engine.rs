@@ -20,11 +20,14 @@ pub enum Space {
     Shards = 3,
     /// About this node: header, commit index, peers, scopes.
     Node = 4,
+    /// Per shard the request ids of the last day and what became of them.
+    Requests = 5,
 }
 
 impl Space {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::Values, Self::Edits, Self::Log, Self::Shards, Self::Node];
+    pub const ALL: [Self; 6] =
+        [Self::Values, Self::Edits, Self::Log, Self::Shards, Self::Node, Self::Requests];
 
     /// The name on disk.
     pub const fn name(self) -> &'static str {
@@ -34,6 +37,7 @@ impl Space {
             Self::Log => "log",
             Self::Shards => "shards",
             Self::Node => "node",
+            Self::Requests => "requests",
         }
     }
 }
@@ -50,6 +54,12 @@ impl StoreKey {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         assert!(!bytes.is_empty() && bytes.len() <= Self::MAX_LEN, "store keys are 1 to 1024 bytes");
         Self(bytes.into())
+    }
+
+    /// A key that an engine returned.
+    pub fn existing(bytes: Bytes) -> Self {
+        assert!(!bytes.is_empty() && bytes.len() <= Self::MAX_LEN, "store keys are 1 to 1024 bytes");
+        Self(bytes)
     }
 
     /// The bytes.

@@ -4,7 +4,7 @@
 //! range of the space. The node's own rows and the commit index have no slot: they never move.
 
 use tropism_crdt::codec::{DecodeError, Reader};
-use tropism_crdt::{NodeId, Origin};
+use tropism_crdt::{NodeId, Origin, RequestId};
 use tropism_placement::ShardId;
 
 use crate::engine::StoreKey;
@@ -109,6 +109,24 @@ impl LogKey {
         let key = Self { shard, origin: Origin::decode(&mut r)?, seq: r.u64("seq")? };
         r.finish()?;
         Ok(key)
+    }
+}
+
+/// Space `requests`: a client's request id in a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestKey {
+    /// The shard.
+    pub shard: ShardId,
+    /// The client's id.
+    pub id: RequestId,
+}
+
+impl RequestKey {
+    /// Slot, shard, id.
+    pub fn encode(&self) -> StoreKey {
+        let mut out = shard_prefix(&self.shard);
+        out.extend_from_slice(&self.id);
+        StoreKey::new(out)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a node keeps: the engine trait, the key spaces, the rows and the typed store.
 //!
-//! An [`Engine`] is five ordered maps of bytes with atomic batches, an explicit sync and snapshots. There are two: the
+//! An [`Engine`] is six ordered maps of bytes with atomic batches, an explicit sync and snapshots. There are two: the
 //! one on fjall (crate `disk`) and [`MemoryEngine`], which serves cache nodes and the simulator and can lose what was
 //! not synced. [`Store`] puts types on top and collects everything one turn of the replica writes into one batch, with
 //! the node's commit number and running hash, so that a store that lost a batch in its middle shows it.
@@ -15,7 +15,7 @@ pub mod rows;
 pub mod store;
 
 pub use engine::{Batch, Engine, EngineError, Space, StoreKey, View};
-pub use keys::{EditKey, LogKey, NodeKey, ShardKey, ValueKey};
+pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, ValueKey};
 pub use memory::MemoryEngine;
-pub use rows::{ClockRow, CommitRow, Head, Header, PeerRow, ShardRow, ValueRow};
+pub use rows::{ClockRow, CommitRow, Head, Header, PeerRow, RequestRow, ShardRow, ValueRow};
 pub use store::{Reads, Store, StoreError};

@@ -233,6 +233,62 @@ impl Row for CommitRow {
     }
 }
 
+/// What became of a client's request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestRow {
+    /// When it was seen here, by the wall clock, Unix ms.
+    pub wall_ms: u64,
+    /// This node's commit that holds the change.
+    pub commit: u64,
+    /// The change.
+    pub change: (Origin, u64),
+    /// Its stamp.
+    pub stamp: Stamp,
+    /// Hash of what was asked for; 0 where the change came from a peer.
+    pub digest: u64,
+    /// What the reply said: the version, whether the key was visible before, a counter's value.
+    pub reply: Option<(Bytes, bool, Option<i64>)>,
+}
+
+impl Row for RequestRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.wall_ms);
+        put_varint(out, self.commit);
+        self.change.0.encode(out);
+        put_varint(out, self.change.1);
+        out.extend_from_slice(&self.stamp.as_u64().to_be_bytes());
+        out.extend_from_slice(&self.digest.to_be_bytes());
+        let Some((version, existed, counter)) = &self.reply else {
+            out.push(0);
+            return;
+        };
+        out.push(1 | u8::from(*existed) << 1 | u8::from(counter.is_some()) << 2);
+        put_bytes(out, version);
+        if let Some(value) = counter {
+            out.extend_from_slice(&i128::from(*value).to_be_bytes());
+        }
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, whole: &Bytes) -> Result<Self, DecodeError> {
+        let (wall_ms, commit) = (r.varint("wall clock")?, r.varint("commit")?);
+        let change = (Origin::decode(r)?, r.varint("seq")?);
+        let (stamp, digest) = (Stamp::from_u64(r.u64("stamp")?), r.u64("digest")?);
+        let flags = r.u8("reply")?;
+        if flags > 7 || flags != 0 && flags & 1 == 0 {
+            return Err(r.invalid("reply"));
+        }
+        let reply = if flags == 0 {
+            None
+        } else {
+            let version = whole.slice_ref(r.bytes("version")?);
+            let counter = (flags & 4 != 0).then(|| r.i128("counter")).transpose()?;
+            let counter = counter.map(i64::try_from).transpose().map_err(|_| r.invalid("counter"))?;
+            Some((version, flags & 2 != 0, counter))
+        };
+        Ok(Self { wall_ms, commit, change, stamp, digest, reply })
+    }
+}
+
 /// What is remembered of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerRow {

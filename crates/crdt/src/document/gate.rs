@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::legacy::{ElementId, Key, ObjectId, Op, OpType};
-use automerge::{Automerge, Change, ObjId, ROOT, ReadDoc, ScalarValue};
+use automerge::{Automerge, Change, ObjType, ScalarValue};
 use thiserror::Error;
 
 use super::show::{Shape, View};
@@ -155,8 +155,6 @@ impl Document {
 struct Batch {
     changes: Vec<Change>,
     places: BTreeMap<[u8; 32], usize>,
-    /// New objects and what holds them, in order of creation.
-    made: Vec<(ObjId, ObjId)>,
     bytes: usize,
 }
 
@@ -186,12 +184,16 @@ impl Batch {
         }
         self.check_place(document, &change)?;
         let decoded = change.decode();
+        let mut levels = BTreeMap::new(); // of the objects this change makes, by the number of the operation
         for (number, operation) in (change.start_op().get()..).zip(&decoded.operations) {
             check_operation(operation, number)?;
-            if let OpType::Make(_) = operation.action {
-                let id = |id: &automerge::legacy::OpId| ObjId::Id(id.counter(), id.actor().clone(), 0);
-                let holder = if let ObjectId::Id(holder) = &operation.obj { id(holder) } else { ROOT };
-                self.made.push((ObjId::Id(number, change.actor_id().clone(), 0), holder));
+            if let OpType::Make(ObjType::Map | ObjType::List) = operation.action {
+                let level = match &operation.obj {
+                    ObjectId::Id(id) if id.actor() == change.actor_id() => levels.get(&id.counter()).unwrap_or(&1) + 1,
+                    _ => 2, // in the root, which is level 1, or deeper
+                };
+                within("levels of nesting", level, MAX_DEPTH)?;
+                levels.insert(number, level);
             }
         }
         self.places.insert(hash.0, self.changes.len());
@@ -252,35 +254,9 @@ impl Batch {
                 "it could not be loaded again: not in canonical form, or contradicting itself",
             ));
         }
-        check_depth(&copy, &self.made)?;
         let (shown, shape) = View::now(&copy).canonical();
         Ok(AppliedBatch { result: Some((copy, shown, shape)), applied, bytes: self.bytes })
     }
-}
-
-/// Refuses objects nested deeper than documents go, hidden ones too: a later removal could show them. `made` lists a
-/// holder before what it holds.
-fn check_depth(document: &Automerge, made: &[(ObjId, ObjId)]) -> Passed {
-    let mut levels: BTreeMap<(u64, Vec<u8>), usize> = BTreeMap::new();
-    let key = |id: &ObjId| match id {
-        ObjId::Root => (0, Vec::new()),
-        ObjId::Id(counter, actor, _) => (*counter, actor.to_bytes().to_vec()),
-    };
-    for (object, holder) in made {
-        let holder_level = match levels.get(&key(holder)) {
-            Some(level) => *level,
-            None => {
-                let parents =
-                    document.parents(holder).map_err(|_| malformed("it writes into an unknown object"))?;
-                let level = 1 + parents.take(MAX_DEPTH).count(); // the root is level 1
-                levels.insert(key(holder), level);
-                level
-            }
-        };
-        within("levels of nesting", holder_level + 1, MAX_DEPTH)?;
-        levels.insert(key(object), holder_level + 1);
-    }
-    Ok(())
 }
 
 /// What no member writes: values that are no JSON, amounts beyond a counter's range, references to the future.

@@ -1,7 +1,8 @@
 //! What a document shows: straight to canonical bytes for readers, or as a tree that remembers automerge's objects for
 //! the difference to something else.
 //!
-//! Walks recurse. Writes and the gate keep documents within [`MAX_DEPTH`]; anything deeper would show as `null`.
+//! Walks recurse, to [`MAX_DEPTH`]. No write nests deeper; what a hostile peer nests deeper by many changes shows as
+//! `null`, the same everywhere.
 
 use std::collections::BTreeMap;
 

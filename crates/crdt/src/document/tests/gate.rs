@@ -301,6 +301,29 @@ fn values_and_depths_that_members_do_not_write_are_refused() {
     assert!(!document.to_canonical_json().is_empty());
 }
 
+#[test]
+fn nesting_built_up_by_several_changes_shows_null_beyond_the_limit() {
+    use automerge::transaction::Transactable;
+    use automerge::{ActorId, Automerge, ObjType, ROOT};
+    let mut hostile = Automerge::new().with_actor(ActorId::from(actor(b'b')));
+    let mut document = Document::empty(&actor(b'a'));
+    let mut holder = ROOT;
+    for _ in 0..10 {
+        let mut transaction = hostile.transaction();
+        for _ in 0..60 {
+            holder = transaction.put_object(&holder, "k", ObjType::Map).unwrap();
+        }
+        let hash = transaction.commit().0.unwrap();
+        receive(&mut document, b'b', &hostile.get_change_by_hash_bytes(&hash));
+    }
+    assert_eq!(text(&document), r#"{"k":"#.repeat(64) + "null" + &"}".repeat(64));
+    assert_eq!(document.to_json(), json(&text(&document)));
+    assert_eq!(text(&super::copy_for(&document, b'c')), text(&document));
+    // And it can be cleaned up.
+    document.replace(&json("{}"), None, &plain(), 0).unwrap();
+    assert_eq!(text(&document), "{}");
+}
+
 /// What the hostile tests need of automerge.
 trait ChangeBytes {
     fn get_change_by_hash_bytes(&self, hash: &automerge::ChangeHash) -> Vec<u8>;
@@ -367,7 +390,7 @@ fn quietly(run: impl FnOnce() + std::panic::UnwindSafe) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(30000))]
 
     #[test]
     fn mutated_changes_are_survived(

@@ -119,7 +119,7 @@ fn deliver(changes: &[(u8, Vec<u8>)], choices: &[Index], batch: usize) -> Docume
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(20000))]
 
     #[test]
     fn every_causal_order_of_delivery_ends_in_the_same_document(

@@ -1,0 +1,150 @@
+//! The sweep: what time and stability allow to go, a few rows at a time.
+//!
+//! The steward of a scope turns expired keys into deleted ones once every member's closed time has passed the expiry. A
+//! hidden life whose delete is stable loses its content and history: a stub stays. Changes that every member holds
+//! leave the log when watchers had their time. Request ids are forgotten after a day.
+
+use tropism_crdt::cell::{Cell, Content};
+use tropism_crdt::clock::MAX_OFFSET_MS;
+use tropism_crdt::{Body, ExpiryChange, Stamp};
+use tropism_placement::ShardId;
+use tropism_storage::rows::{RequestRow, Row};
+use tropism_storage::{NodeKey, Reads, Space, Store, StoreError, StoreKey, ValueRow, View};
+
+use crate::limits::{LOG_KEEP_BYTES, REQUEST_KEEP_MS, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES};
+use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
+
+/// Where the sweep is.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    due_us: u64,
+    /// The next row of values and of requests.
+    values: Vec<u8>,
+    requests: Vec<u8>,
+    /// Bytes logged in this life of the process and still in the log.
+    pub(crate) logged_bytes: u64,
+}
+
+/// Behind every key of a space.
+const END: [u8; 3] = [0xff; 3];
+
+impl Replica {
+    /// Takes the next step when it is due.
+    pub(crate) fn sweep(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        if self.sweep.due_us > now.mono_us {
+            return Ok(());
+        }
+        self.sweep.due_us = now.mono_us + SWEEP_US;
+        self.sweep_values(now, store)?;
+        self.sweep_requests(now, store)?;
+        self.trim_log(now, store)
+    }
+
+    fn sweep_values(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        let stable = self.stable_commit();
+        let rows = page(store, Space::Values, &mut self.sweep.values)?;
+        for (name, bytes) in rows {
+            let Some((shard, key)) = name.get(2..18).zip(name.get(18..)) else { continue };
+            let (Ok(shard), Ok(key)) = (shard.try_into().map(ShardId), std::str::from_utf8(key)) else { continue };
+            let Ok(committed) = ValueRow::decode(&bytes) else { continue }; // reads say so; the sweep goes on
+            let expired = committed.cell.alive() && committed.cell.expired(now.wall_ms);
+            let hidden = !committed.cell.alive() && committed.commit <= stable;
+            if !expired && !hidden {
+                continue;
+            }
+            let Some(row) = store.value(shard, key)? else { continue }; // the open batch may know better
+            if row != committed {
+                continue;
+            }
+            if expired {
+                self.delete_expired(now, store, shard, key, row)?;
+            } else if row.cell.content != Content::Empty || row.cell.written.is_some() || row.cell.expiry.is_some() {
+                self.documents.clear(store, shard, key, row.cell.life + 1)?;
+                let cell = Cell { life: row.cell.life, deleted_at: row.cell.deleted_at, ..Cell::default() };
+                store.put_value(shard, key, &ValueRow { parked: None, cell, ..row });
+                self.event(Event::Collected);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the ordinary delete of an expired key, if that is this node's to do and everybody's time has come.
+    fn delete_expired(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        shard: ShardId,
+        key: &str,
+        row: ValueRow,
+    ) -> Result<(), ReplicaError> {
+        let Some(expired_ms) = row.cell.expires_at_ms() else { return Ok(()) };
+        let Some(description) = store.shard(shard)? else { return Ok(()) };
+        let Some(record) = record_of(&self.identity.rules, &description) else { return Ok(()) };
+        let steward = record.serving.first() == Some(&self.identity.region);
+        let passed = Stamp::new(expired_ms.saturating_add(MAX_OFFSET_MS), 0);
+        let closed = self.links.values().all(|link| link.closed().is_some_and(|closed| closed > passed));
+        if !steward || !closed || now.wall_ms <= passed.unix_ms() || self.fenced {
+            return Ok(());
+        }
+        let Ok(stamp) = self.clock.tick() else { return Ok(()) };
+        let body = Body::Delete { deleted_at: Stamp::new(expired_ms, 0) };
+        let change = self.change_of(store, &record, description.index, stamp, key, (row.cell.life, body, ExpiryChange::Keep))?;
+        self.commit_own(store, shard, row, change, None)?;
+        self.event(Event::Expired);
+        Ok(())
+    }
+
+    fn sweep_requests(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        for (name, bytes) in page(store, Space::Requests, &mut self.sweep.requests)? {
+            let old = RequestRow::decode(&bytes).is_ok_and(|row| row.wall_ms + REQUEST_KEEP_MS < now.wall_ms);
+            if old {
+                store.remove(Space::Requests, StoreKey::existing(name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of the log what every peer holds and watchers had time for.
+    fn trim_log(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        let held = self.links.values().map(|link| link.row().cursor).min().unwrap_or(store.head().commit);
+        let mut trimmed = 0;
+        let rows: Vec<_> = store
+            .commit_rows(self.log_floor, held.saturating_add(1).min(store.open_commit()))
+            .take_while(|row| {
+                let Ok((_, row)) = row else { return true };
+                let kept = now.wall_ms < row.wall_ms.saturating_add(self.identity.log_keep_ms);
+                let go = trimmed < TRIM_CHANGES && (!kept || self.sweep.logged_bytes > LOG_KEEP_BYTES);
+                trimmed += row.changes.len();
+                go
+            })
+            .collect::<Result<_, StoreError>>()?;
+        for (commit, row) in rows {
+            for key in &row.changes {
+                if let Some(bytes) = store.change(key)? {
+                    self.sweep.logged_bytes = self.sweep.logged_bytes.saturating_sub(bytes.len() as u64);
+                }
+                store.remove(Space::Log, key.encode());
+            }
+            store.remove(Space::Node, NodeKey::Commit(commit).encode());
+            self.log_floor = commit + 1;
+            self.event(Event::Trimmed { changes: row.changes.len() });
+        }
+        Ok(())
+    }
+}
+
+/// The next committed rows of a space; begins again behind the last one.
+fn page(
+    store: &Store,
+    space: Space,
+    from: &mut Vec<u8>,
+) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, ReplicaError> {
+    let rows: Vec<_> =
+        store.scan(space, from, &END).take(SWEEP_ROWS).collect::<Result<_, _>>().map_err(StoreError::from)?;
+    from.clear();
+    if let Some((last, _)) = rows.last().filter(|_| rows.len() == SWEEP_ROWS) {
+        from.extend_from_slice(last);
+        from.push(0);
+    }
+    Ok(rows)
+}
