@@ -20,7 +20,7 @@ pub struct DiskOptions {
     /// what an open replays. Default 128 MiB.
     pub max_journal_bytes: u64,
     /// Rows a space gathers in memory before they become a table, bytes; fixed when a store is made. Default 16 MiB:
-    /// five spaces, each with a few sealed ones waiting, stay small beside the cache, and a table is still one long write.
+    /// six spaces, each with a few sealed ones waiting, stay small beside the cache, and a table is still one long write.
     pub memtable_bytes: u64,
     /// Threads that flush and compact, at least 1. Default 2: one may compact while the other flushes.
     pub worker_threads: usize,
@@ -105,8 +105,15 @@ fn open_spaces(
             KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes)
         })
     };
-    let [values, edits, log, shards, node] = Space::ALL;
-    let keyspaces = [keyspace(values)?, keyspace(edits)?, keyspace(log)?, keyspace(shards)?, keyspace(node)?];
+    let [values, edits, log, shards, node, requests] = Space::ALL;
+    let keyspaces = [
+        keyspace(values)?,
+        keyspace(edits)?,
+        keyspace(log)?,
+        keyspace(shards)?,
+        keyspace(node)?,
+        keyspace(requests)?,
+    ];
     Ok((database, keyspaces))
 }
 

@@ -189,7 +189,9 @@ impl Batch {
             check_operation(operation, number)?;
             if let OpType::Make(ObjType::Map | ObjType::List) = operation.action {
                 let level = match &operation.obj {
-                    ObjectId::Id(id) if id.actor() == change.actor_id() => levels.get(&id.counter()).unwrap_or(&1) + 1,
+                    ObjectId::Id(id) if id.actor() == change.actor_id() => {
+                        levels.get(&id.counter()).unwrap_or(&1) + 1
+                    }
                     _ => 2, // in the root, which is level 1, or deeper
                 };
                 within("levels of nesting", level, MAX_DEPTH)?;

@@ -114,7 +114,7 @@ pub enum PatchErrorKind {
     #[error(transparent)]
     Path(#[from] PointerError),
     /// Too many operations.
-    #[error("{count} operations; at most 1000 are accepted: send several patches")]
+    #[error("{count} operations; at most {MAX_PATCH_OPS} are accepted: send several patches")]
     TooManyOperations {
         /// How many.
         count: usize,

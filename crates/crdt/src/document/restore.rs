@@ -24,7 +24,7 @@ impl Document {
             .map_err(|_| damaged("automerge panicked".to_owned()))?
             .map_err(|error| damaged(error.to_string()))?;
         self.history_bytes += changes.iter().map(|change| change.as_ref().len()).sum::<usize>();
-        self.shown = None;
+        (self.shown, self.bound) = (None, None);
         Ok(())
     }
 }

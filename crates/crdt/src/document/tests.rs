@@ -344,7 +344,7 @@ fn memory_estimates_grow_with_the_history() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn a_document_shows_what_was_put(values in vec(any_root(), 1..5), merging in any::<bool>()) {

@@ -390,7 +390,7 @@ fn quietly(run: impl FnOnce() + std::panic::UnwindSafe) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(30000))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn mutated_changes_are_survived(

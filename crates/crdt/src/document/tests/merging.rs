@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use proptest::sample::Index;
 
-use super::{actor, any_root, paths, pointer, text};
+use super::{actor, any_root, json, paths, plain, pointer, receive, showing, text};
 use crate::document::{Document, Heads, PatchOp, Paths, PeerChange};
 use crate::json::Json;
 
@@ -118,8 +118,24 @@ fn deliver(changes: &[(u8, Vec<u8>)], choices: &[Index], batch: usize) -> Docume
     document
 }
 
+#[test]
+fn what_is_written_into_an_item_that_was_removed_is_taken_in_every_order() {
+    let (mut theirs, first) = showing(b'b', r#"{"c":[1,1,1,{}]}"#, &plain());
+    let base = theirs.heads();
+    let inside = theirs.replace(&json(r#"{"c":[1,1,1,{"k":[]}]}"#), None, &plain(), 0).unwrap().unwrap();
+    let removed = theirs.replace(&json(r#"{"c":[]}"#), Some(&base), &plain(), 0).unwrap().unwrap();
+    for [second, third] in [[&inside, &removed], [&removed, &inside]] {
+        let mut document = Document::empty(&actor(b'a'));
+        for change in [&first, second, third] {
+            receive(&mut document, b'b', change);
+        }
+        assert_eq!(text(&document), r#"{"c":[]}"#);
+        assert_eq!(document.heads(), theirs.heads());
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20000))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn every_causal_order_of_delivery_ends_in_the_same_document(

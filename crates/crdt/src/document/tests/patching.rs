@@ -118,6 +118,7 @@ fn the_number_of_operations_is_bounded() {
     let more = [operations, vec![PatchOp::Remove { path: pointer("/a") }]].concat();
     let error = document.patch(&more, None, &plain(), 0).unwrap_err();
     assert_eq!(error.kind, PatchErrorKind::TooManyOperations { count: MAX_PATCH_OPS + 1 });
+    assert!(error.to_string().contains("at most 1000"), "{error}");
     let array = format!("[{}]", vec!["{}"; MAX_PATCH_OPS + 1].join(","));
     assert_eq!(from_json_patch(&json(&array)).unwrap_err().kind, error.kind);
 }

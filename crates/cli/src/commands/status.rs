@@ -1,0 +1,378 @@
+//! `status`, `scopes` and `scope`: how nodes and scopes are.
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tropism_client::v1::{
+    DurabilityLevel, GetStatusResponse, Kind, LinkState, LinkStatus, NodeState, Scope as ScopeRecord,
+};
+use tropism_client::{Client, Error};
+use tropism_crdt::Stamp;
+
+use crate::args::{Scope, Scopes, Status};
+use crate::output::{Failure, Output, hex, size, stamp, table, time};
+use crate::target::{Target, connect, targets};
+
+/// `status`: every node that the arguments name is asked, at once; fails when none answers.
+pub(super) async fn status(args: &Status, out: &mut Output) -> Result<(), Failure> {
+    let mut asked = JoinSet::new();
+    for (index, target) in targets(&args.connection)?.into_iter().enumerate() {
+        let client = Client::in_order(vec![target.endpoint.clone()])?.with_timeout(args.connection.timeout);
+        asked.spawn(async move { (index, target, client.status().await) });
+    }
+    let mut answers = asked.join_all().await;
+    answers.sort_by_key(|(index, ..)| *index);
+    if out.json {
+        let nodes: Vec<Value> =
+            answers.iter().map(|(_, target, answer)| node_json(&target.endpoint, answer)).collect();
+        out.object(&json!({ "nodes": nodes }))?;
+    } else {
+        out.bytes(screen(&answers).as_bytes())?;
+    }
+    out.flush()?; // before the words on stderr
+    if answers.iter().any(|(.., answer)| answer.is_ok()) {
+        return Ok(());
+    }
+    match answers.into_iter().find_map(|(.., answer)| answer.err()) {
+        Some(error) => Err(error.into()),
+        None => Err(Failure::Failed("the world has no nodes".to_owned())),
+    }
+}
+
+/// `scopes`: one line for each.
+pub(super) async fn scopes(args: Scopes, out: &mut Output) -> Result<(), Failure> {
+    let client = connect(&args.connection).await?;
+    let prefix = args.prefix.unwrap_or_default();
+    let mut rows = Vec::new();
+    let mut page = Default::default();
+    loop {
+        let (scopes, next) = client.scopes(&prefix, page).await?;
+        for scope in &scopes {
+            if out.json {
+                out.object(&scope_json(scope))?;
+                continue;
+            }
+            let keys = scope.usage.map(|usage| format!("{} keys", usage.visible_keys)).unwrap_or_default();
+            rows.push(vec![scope.name.clone(), kind(scope.kind()).to_owned(), keys, scope.serving.join(" ")]);
+        }
+        if next.is_empty() {
+            break;
+        }
+        page = next;
+    }
+    out.bytes(table(&rows).as_bytes())
+}
+
+/// `scope`: where it lives and what the node holds of it.
+pub(super) async fn scope(args: &Scope, out: &mut Output) -> Result<(), Failure> {
+    let scope = connect(&args.connection).await?.scope(&args.scope).await?;
+    if out.json {
+        return out.object(&scope_json(&scope));
+    }
+    let source = if scope.implied { "follows from its rule" } else { "has a record of its own" };
+    let mut rows = vec![
+        ("scope", scope.name.clone()),
+        ("kind", kind(scope.kind()).to_owned()),
+        ("rule", format!("{} ({source}, epoch {})", scope.rule, scope.epoch)),
+        ("shards", scope.spread.to_string()),
+        ("serving", scope.serving.join(" ")),
+        ("learners", scope.learners.join(" ")),
+        ("leaving", scope.leaving.join(" ")),
+        ("durability", durability(&scope)),
+    ];
+    match scope.usage {
+        Some(usage) => {
+            rows.push(("keys", usage.visible_keys.to_string()));
+            rows.push(("stored", size(usage.stored_bytes)));
+            rows.push(("stubs", usage.stubs.to_string()));
+            rows.push(("parked", usage.parked_keys.to_string()));
+        }
+        None => rows.push(("keys", "nothing was ever written, as far as this node knows".to_owned())),
+    }
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .collect();
+    out.bytes(table(&rows).as_bytes())
+}
+
+type Answer = (usize, Target, Result<GetStatusResponse, Error>);
+
+/// Everything that a person wants to see first: nodes, links, then what is not as it should be.
+fn screen(answers: &[Answer]) -> String {
+    let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<String>>();
+    let mut nodes = vec![row(&["region", "node", "state", "since", "engine", "keys", "stored", "endpoint"])];
+    let mut links = vec![row(&["node", "peer", "link", "since", "round trip", "lag", "peer lacks"])];
+    let mut remarks = Vec::new();
+    for (_, Target { endpoint, name }, answer) in answers {
+        let status = match answer {
+            Ok(status) => status,
+            Err(error) => {
+                let (region, id) = name.as_ref().map_or(("?", "?"), |(region, id)| (region, id));
+                nodes.push(row(&[region, id, "no answer", "", "", "", "", endpoint]));
+                remarks.push(error.to_string());
+                continue;
+            }
+        };
+        let node = status.node.clone().unwrap_or_default();
+        let store = status.store.clone().unwrap_or_default();
+        let now_ms = status.clock.map_or(0, |clock| clock.wall_ms);
+        let since = |ms: u64| time(now_ms.saturating_sub(ms));
+        let engine =
+            if store.durable { store.engine.clone() } else { format!("{}, nothing survives", store.engine) };
+        nodes.push(vec![
+            node.region.clone(),
+            node.id.clone(),
+            node_state(node.state()).to_owned(),
+            since(node.state_since_ms),
+            engine,
+            store.visible_keys.to_string(),
+            size(store.bytes),
+            endpoint.clone(),
+        ]);
+        for link in &status.links {
+            links.push(vec![
+                node.id.clone(),
+                link.peer.clone(),
+                link_state(link.state()).to_owned(),
+                since(link.state_since_ms),
+                if link.round_trip_us == 0 { "?".to_owned() } else { milliseconds(link.round_trip_us) },
+                lag(link, now_ms),
+                format!("{} changes, {}", link.backlog_changes, size(link.backlog_bytes)),
+            ]);
+            if !link.problem.is_empty() {
+                remarks.push(format!("{} to {}: {}", node.id, link.peer, link.problem));
+            }
+        }
+        for scope in &status.degraded_scopes {
+            remarks.push(format!(
+                "{}: {} keys of {} cannot be shown: {}",
+                node.id, scope.keys, scope.scope, scope.problem
+            ));
+        }
+        for long in &status.long_histories {
+            let (used, most) = (size(long.history_bytes), size(long.limit_bytes));
+            remarks.push(format!(
+                "{}: the history of {} in {} has {used} of {most}, {} of {} changes",
+                node.id, long.key, long.scope, long.history_changes, long.limit_changes
+            ));
+        }
+        for warning in &status.warnings {
+            remarks.push(format!(
+                "{}: {} ({}, for {})",
+                node.id,
+                warning.message,
+                warning.name,
+                since(warning.since_ms)
+            ));
+        }
+    }
+    let mut screen = table(&nodes);
+    if links.len() > 1 {
+        screen.push('\n');
+        screen.push_str(&table(&links));
+    }
+    if !remarks.is_empty() {
+        screen.push_str("\nwhat to look at:\n");
+        for remark in remarks {
+            screen.push_str(&format!("  {remark}\n"));
+        }
+    }
+    screen
+}
+
+/// How far the node is behind the peer: the age of the time up to which it has everything that the peer made.
+fn lag(link: &LinkStatus, now_ms: u64) -> String {
+    match link.closed_stamp {
+        0 => "?".to_owned(),
+        closed => time(now_ms.saturating_sub(Stamp::from_u64(closed).unix_ms())),
+    }
+}
+
+fn milliseconds(microseconds: u64) -> String {
+    format!("{}.{} ms", microseconds / 1000, microseconds / 100 % 10)
+}
+
+fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value {
+    let status = match answer {
+        Ok(status) => status,
+        Err(error) => return json!({ "endpoint": endpoint, "error": error.to_string() }),
+    };
+    let node = status.node.clone().unwrap_or_default();
+    let store = status.store.clone().unwrap_or_default();
+    let clock = status.clock.unwrap_or_default();
+    let links: Vec<Value> = status
+        .links
+        .iter()
+        .map(|link| {
+            json!({
+                "peer": link.peer, "region": link.region, "state": link_state(link.state()),
+                "state_since_ms": link.state_since_ms, "last_heard_ms": link.last_heard_ms,
+                "round_trip_us": link.round_trip_us, "clock_offset_us": link.clock_offset_us,
+                "clock_offset_error_us": link.clock_offset_error_us,
+                "backlog_changes": link.backlog_changes, "backlog_bytes": link.backlog_bytes,
+                "sent_changes": link.sent_changes, "sent_bytes": link.sent_bytes,
+                "received_changes": link.received_changes, "received_bytes": link.received_bytes,
+                "duplicate_changes": link.duplicate_changes,
+                "closed_ms": Stamp::from_u64(link.closed_stamp).unix_ms(),
+                "reconciliation": link.reconciliation.as_ref().map(|done| json!({
+                    "resumes": done.resumes, "comparisons": done.comparisons, "mismatches": done.mismatches,
+                    "vectors_exchanged": done.vectors_exchanged, "changes_wanted": done.changes_wanted,
+                    "overhead_bytes": done.overhead_bytes,
+                })),
+                "problem": link.problem,
+            })
+        })
+        .collect();
+    let named = |name: &str, message: &str| json!({ "name": name, "message": message });
+    json!({
+        "endpoint": endpoint, "id": node.id, "region": node.region, "state": node_state(node.state()),
+        "state_since_ms": node.state_since_ms, "version": node.version, "uptime_ms": node.uptime_ms,
+        "cluster": node.cluster, "incarnation": node.incarnation, "origin": node.origin, "insecure": node.insecure,
+        "store": {
+            "engine": store.engine, "durable": store.durable, "store_id": hex(&store.store_id),
+            "commit_number": store.commit_number, "log_floor": store.log_floor, "log_changes": store.log_changes,
+            "log_bytes": store.log_bytes, "visible_keys": store.visible_keys, "stubs": store.stubs,
+            "parked_keys": store.parked_keys, "bytes": store.bytes,
+        },
+        "clock": {
+            "wall_ms": clock.wall_ms, "stamp": stamp(Stamp::from_u64(clock.stamp)),
+            "reserved_until": stamp(Stamp::from_u64(clock.reserved_until)),
+            "max_offset_ms": clock.max_offset_ms, "peers_far_behind": clock.peers_far_behind,
+        },
+        "links": links,
+        "queues": status.queues.iter().map(|queue| json!({
+            "name": queue.name, "length": queue.length, "limit": queue.limit, "unit": queue.unit,
+            "times_full": queue.times_full,
+        })).collect::<Vec<_>>(),
+        "caches": status.caches.iter().map(|cache| json!({
+            "name": cache.name, "bytes": cache.bytes, "limit_bytes": cache.limit_bytes, "entries": cache.entries,
+            "hits": cache.hits, "misses": cache.misses,
+        })).collect::<Vec<_>>(),
+        "degraded_scopes":
+            status.degraded_scopes.iter().map(|scope| named(&scope.scope, &scope.problem)).collect::<Vec<_>>(),
+        "warnings": status.warnings.iter().map(|warning| named(&warning.name, &warning.message)).collect::<Vec<_>>(),
+    })
+}
+
+fn scope_json(scope: &ScopeRecord) -> Value {
+    json!({
+        "name": scope.name, "incarnation": scope.incarnation, "epoch": scope.epoch, "kind": kind(scope.kind()),
+        "spread": scope.spread, "rule": scope.rule, "implied": scope.implied, "serving": scope.serving,
+        "learners": scope.learners, "leaving": scope.leaving, "durability": durability(scope),
+        "usage": scope.usage.map(|usage| json!({
+            "visible_keys": usage.visible_keys, "stored_bytes": usage.stored_bytes, "stubs": usage.stubs,
+            "parked_keys": usage.parked_keys,
+        })),
+    })
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Document => "document",
+        Kind::Register => "register",
+        Kind::Counter => "counter",
+        Kind::Unspecified => "unknown",
+    }
+}
+
+fn durability(scope: &ScopeRecord) -> String {
+    let durability = scope.durability.unwrap_or_default();
+    match durability.level() {
+        DurabilityLevel::Local => "local".to_owned(),
+        DurabilityLevel::Region => "region".to_owned(),
+        DurabilityLevel::Regions => format!("regions:{}", durability.regions),
+        DurabilityLevel::Unspecified => String::new(),
+    }
+}
+
+fn node_state(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Starting => "starting",
+        NodeState::WaitingForClock => "waits for its clock",
+        NodeState::Serving => "serving",
+        NodeState::Fenced => "fenced",
+        NodeState::Stopping => "stopping",
+        NodeState::Unspecified => "unknown",
+    }
+}
+
+fn link_state(state: LinkState) -> &'static str {
+    match state {
+        LinkState::Connecting => "connecting",
+        LinkState::CatchingUp => "catching up",
+        LinkState::Current => "current",
+        LinkState::Down => "down",
+        LinkState::Refused => "refused",
+        LinkState::Unspecified => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)] // a failed assumption of a test is a failed test
+    use tropism_client::Error;
+    use tropism_client::v1::{
+        ClockStatus, GetStatusResponse, LinkState, LinkStatus, NodeState, NodeStatus, StoreStatus, Warning,
+    };
+    use tropism_crdt::Stamp;
+
+    use super::{Target, screen};
+
+    #[test]
+    fn the_screen_shows_nodes_links_and_what_is_wrong() {
+        let node = NodeStatus {
+            id: "tokyo-1".to_owned(),
+            region: "tokyo".to_owned(),
+            state: NodeState::Serving.into(),
+            state_since_ms: 1_000,
+            ..NodeStatus::default()
+        };
+        let link = LinkStatus {
+            peer: "dallas-1".to_owned(),
+            state: LinkState::Down.into(),
+            state_since_ms: 64_000,
+            round_trip_us: 143_250,
+            backlog_changes: 7,
+            backlog_bytes: 2048,
+            closed_stamp: Stamp::new(63_500, 0).as_u64(),
+            problem: "nothing heard for 10 s".to_owned(),
+            ..LinkStatus::default()
+        };
+        let status = GetStatusResponse {
+            node: Some(node),
+            store: Some(StoreStatus {
+                engine: "memory".to_owned(),
+                visible_keys: 12,
+                ..StoreStatus::default()
+            }),
+            clock: Some(ClockStatus { wall_ms: 66_000, ..ClockStatus::default() }),
+            links: vec![link],
+            warnings: vec![Warning {
+                name: "insecure".to_owned(),
+                message: "No TLS.".to_owned(),
+                since_ms: 1_000,
+            }],
+            ..GetStatusResponse::default()
+        };
+        let away = Error::Unreachable(vec!["http://d: Connection refused".to_owned()]);
+        let target = |endpoint: &str, name| Target { endpoint: endpoint.to_owned(), name };
+        let dallas = Some(("dallas".to_owned(), "dallas-1".to_owned()));
+        let screen =
+            screen(&[(0, target("http://t", None), Ok(status)), (1, target("http://d", dallas), Err(away))]);
+        assert_eq!(
+            screen,
+            "region  node      state      since  engine                    keys  stored  endpoint\n\
+             tokyo   tokyo-1   serving    1m05s  memory, nothing survives  12    0 B     http://t\n\
+             dallas  dallas-1  no answer                                                 http://d\n\
+             \n\
+             node     peer      link  since  round trip  lag  peer lacks\n\
+             tokyo-1  dallas-1  down  2s     143.2 ms    2s   7 changes, 2.0 KiB\n\
+             \n\
+             what to look at:\n  \
+             tokyo-1 to dallas-1: nothing heard for 10 s\n  \
+             tokyo-1: No TLS. (insecure, for 1m05s)\n  \
+             no node answered: http://d: Connection refused; no effect\n"
+        );
+    }
+}

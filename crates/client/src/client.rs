@@ -1,0 +1,413 @@
+//! The calls.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::transport::Channel;
+use tropism_crdt::Stamp;
+use tropism_placement::Durability;
+use tropism_wire::limits::MAX_PAGE_SCOPES;
+use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
+use tropism_wire::v1::scope_service_client::ScopeServiceClient;
+use tropism_wire::v1::state_service_client::StateServiceClient;
+use tropism_wire::{Effect, Problem, to_proto, v1};
+
+use crate::connection::{DEFAULT_TIMEOUT, Nature, Nodes};
+use crate::error::Error;
+use crate::stream::{Scan, ScanRange, Watch, WatchTarget};
+use crate::types::{
+    Answered, Deleted, Entry, Expiry, Found, Incremented, Patch, PutItem, PutOptions, Register, Stamps,
+    Value, Written, problem,
+};
+
+/// A session with a cluster: connections to one or more nodes, and what the session wrote and read.
+///
+/// Every call carries the session's token and keeps that of its answer, which covers both: a node merges the token of
+/// the request with what its answer adds. So calls made one after the other read their writes and never go back, on
+/// whatever node. Clones share the session; of calls made *at once* the last answer's token is kept, so give each task
+/// a session of its own ([`Client::new_session`]) where that matters.
+///
+/// Reads that find a node gone are repeated at the next endpoint. Writes carry a random request id: one whose answer was
+/// lost is repeated at the same node until the time is over, and takes effect once; only one that certainly had no effect
+/// goes elsewhere.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(crate) nodes: Arc<Nodes>,
+    /// The last answer's token, opaque.
+    token: Arc<Mutex<Bytes>>,
+    pub(crate) timeout: Duration,
+    durability: Option<Durability>,
+}
+
+impl Client {
+    /// A client of these endpoints (`http://host:port`). Of several, the one that answers first is used and the others
+    /// are for when it fails; of a single one, nothing is sent yet.
+    pub async fn connect(endpoints: Vec<String>) -> Result<Self, Error> {
+        let client = Self::in_order(endpoints)?;
+        client.nodes.race(client.timeout).await?;
+        Ok(client)
+    }
+
+    /// A client of endpoints whose order is known to be the right one, the best first. Sends nothing yet. Needs a
+    /// runtime of tokio.
+    pub fn in_order(endpoints: Vec<String>) -> Result<Self, Error> {
+        let nodes = Arc::new(Nodes::new(endpoints)?);
+        Ok(Self { nodes, token: Arc::default(), timeout: DEFAULT_TIMEOUT, durability: None })
+    }
+
+    /// The same with another time for each call, its retries included. Nodes shorten it to 60 s.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The same with another durability of writes; none: the policy's.
+    #[must_use]
+    pub fn with_durability(mut self, durability: Option<Durability>) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// A new session over the same connections.
+    #[must_use]
+    pub fn new_session(&self) -> Self {
+        Self { token: Arc::default(), ..self.clone() }
+    }
+
+    /// The session's token: a client elsewhere that is given it goes on with the session.
+    pub fn token(&self) -> Bytes {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes on with the session of this token.
+    pub fn set_token(&self, token: Bytes) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    /// The endpoint talked to.
+    pub fn endpoint(&self) -> &str {
+        &self.nodes.current().endpoint
+    }
+
+    /// The value of a key.
+    pub async fn get(&self, scope: &str, key: &str) -> Result<Found, Error> {
+        let request = v1::GetRequest { scope: scope.to_owned(), key: key.to_owned(), token: self.token() };
+        let answer = self
+            .nodes
+            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+                state(channel).get(request).await
+            })
+            .await?;
+        let answered = self.keep(answer.answer);
+        Ok(Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered })
+    }
+
+    /// Writes a document: a JSON object.
+    pub async fn put_json(&self, scope: &str, key: &str, json: impl Into<Bytes>) -> Result<Written, Error> {
+        self.put(scope, key, Value::Document(json.into()), PutOptions::default()).await
+    }
+
+    /// Writes a register: bytes with their content type.
+    pub async fn put_register(
+        &self,
+        scope: &str,
+        key: &str,
+        content: impl Into<Bytes>,
+        content_type: &str,
+    ) -> Result<Written, Error> {
+        let register = Register { content: content.into(), content_type: content_type.to_owned() };
+        self.put(scope, key, Value::Register(register), PutOptions::default()).await
+    }
+
+    /// Writes a key.
+    pub async fn put(
+        &self,
+        scope: &str,
+        key: &str,
+        value: Value,
+        options: PutOptions,
+    ) -> Result<Written, Error> {
+        use v1::{batch_put_item::Precondition as OfItem, put_request::Precondition as OfPut};
+        let item: v1::BatchPutItem = PutItem { key: key.to_owned(), value, options }.into();
+        let request = v1::PutRequest {
+            scope: scope.to_owned(),
+            key: item.key,
+            value: item.value,
+            base_version: item.base_version,
+            precondition: item.precondition.map(|precondition| match precondition {
+                OfItem::IfAbsent(absent) => OfPut::IfAbsent(absent),
+                OfItem::IfVersion(version) => OfPut::IfVersion(version),
+            }),
+            expiry: item.expiry,
+            options: self.write_options(),
+        };
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                state(channel).put(request).await
+            })
+            .await?;
+        self.written(answer.result, answer.answer)
+    }
+
+    /// Writes many keys of a scope, 1 to 1000 in at most 4 MiB. Each item has its own result, in their order.
+    pub async fn batch_put(
+        &self,
+        scope: &str,
+        items: Vec<PutItem>,
+    ) -> Result<Vec<Result<Written, Problem>>, Error> {
+        let count = items.len();
+        let items = items.into_iter().map(Into::into).collect();
+        let request = v1::BatchPutRequest { scope: scope.to_owned(), items, options: self.write_options() };
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                state(channel).batch_put(request).await
+            })
+            .await?;
+        let answered = self.keep(answer.answer);
+        if answer.results.len() != count {
+            return Err(self.unexpected(format!("{} results for {count} items", answer.results.len())));
+        }
+        let result = |result: v1::WriteResult| match &result.failure {
+            Some(failure) => Err(problem(failure)),
+            None => Ok(Written::from_proto(result, answered.clone())),
+        };
+        Ok(answer.results.into_iter().map(result).collect())
+    }
+
+    /// Edits a document; all of the patch or nothing. `options`: the base version, a precondition on the version, the
+    /// expiry; a patch cannot demand that the key be absent.
+    pub async fn patch(
+        &self,
+        scope: &str,
+        key: &str,
+        patch: Patch,
+        options: PutOptions,
+    ) -> Result<Written, Error> {
+        use crate::types::Precondition;
+        use v1::patch_request::Patch as Edit;
+        let if_version = match options.precondition {
+            Precondition::None => Bytes::new(),
+            Precondition::Version(version) => version,
+            Precondition::Absent => {
+                return Err(Error::Refused(Problem::invalid_argument(
+                    tropism_wire::Reason::BadPatch,
+                    "if_version",
+                    "a patch cannot demand that the key be absent; put it instead",
+                )));
+            }
+        };
+        let request = v1::PatchRequest {
+            scope: scope.to_owned(),
+            key: key.to_owned(),
+            patch: Some(match patch {
+                Patch::Operations(operations) => Edit::Operations(v1::PatchOperations { operations }),
+                Patch::Json(patch) => Edit::JsonPatch(patch),
+                Patch::Merge(patch) => Edit::MergePatch(patch),
+            }),
+            base_version: options.base_version,
+            if_version,
+            expiry: options.expiry.map(Into::into),
+            options: self.write_options(),
+        };
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                state(channel).patch(request).await
+            })
+            .await?;
+        self.written(answer.result, answer.answer)
+    }
+
+    /// Adds to a counter.
+    pub async fn increment(
+        &self,
+        scope: &str,
+        key: &str,
+        by: i64,
+        expiry: Option<Expiry>,
+    ) -> Result<Incremented, Error> {
+        let request = v1::IncrementRequest {
+            scope: scope.to_owned(),
+            key: key.to_owned(),
+            by,
+            expiry: expiry.map(Into::into),
+            options: self.write_options(),
+        };
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                state(channel).increment(request).await
+            })
+            .await?;
+        Ok(Incremented { written: self.written(answer.result, answer.answer)?, value: answer.value })
+    }
+
+    /// Deletes a key, if it has `if_version` where that is given.
+    pub async fn delete(&self, scope: &str, key: &str, if_version: Option<Bytes>) -> Result<Deleted, Error> {
+        let request = v1::DeleteRequest {
+            scope: scope.to_owned(),
+            key: key.to_owned(),
+            if_version: if_version.unwrap_or_default(),
+            options: self.write_options(),
+        };
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                state(channel).delete(request).await
+            })
+            .await?;
+        let was_visible = answer.was_visible;
+        Ok(Deleted { written: self.written(answer.result, answer.answer)?, was_visible })
+    }
+
+    /// Sets or clears the expiry of a visible key. Returns when it expires, Unix milliseconds; none: never.
+    pub async fn expire(&self, scope: &str, key: &str, expiry: Expiry) -> Result<Option<u64>, Error> {
+        let request = v1::ExpireRequest {
+            scope: scope.to_owned(),
+            key: key.to_owned(),
+            expiry: Some(expiry.into()),
+            options: self.write_options(),
+        };
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                state(channel).expire(request).await
+            })
+            .await?;
+        self.written(answer.result, answer.answer)?;
+        Ok(Some(answer.expires_at_ms).filter(|ms| *ms > 0))
+    }
+
+    /// The visible keys of a scope in byte order. The session's token covers the scan once it is at its end.
+    pub fn scan(&self, scope: &str, range: ScanRange) -> Scan {
+        Scan::new(self.clone(), scope, range)
+    }
+
+    /// The changes of a key, a prefix or a scope: from now on, after the current values, or after a resume token.
+    pub fn watch(
+        &self,
+        scope: &str,
+        target: WatchTarget,
+        initial_values: bool,
+        resume_token: Option<Bytes>,
+    ) -> Watch {
+        Watch::new(self.clone(), scope, target, initial_values, resume_token.unwrap_or_default())
+    }
+
+    /// Stamps above those of all writes to the scope that the node has seen, 1 to 1000.
+    pub async fn stamp(&self, scope: &str, count: u32) -> Result<Stamps, Error> {
+        let request = v1::StampRequest { scope: scope.to_owned(), count, token: self.token() };
+        let answer = self
+            .nodes
+            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+                state(channel).stamp(request).await
+            })
+            .await?;
+        self.keep(answer.answer);
+        Ok(Stamps { stamps: answer.stamps.into_iter().map(Stamp::from_u64).collect(), origin: answer.origin })
+    }
+
+    /// How the answering node is.
+    pub async fn status(&self) -> Result<v1::GetStatusResponse, Error> {
+        self.nodes
+            .call(Nature::Read, self.timeout, &v1::GetStatusRequest {}, |channel, request| async move {
+                cluster(channel).get_status(request).await
+            })
+            .await
+    }
+
+    /// The regions, and the round trips between them.
+    pub async fn regions(&self) -> Result<v1::ListRegionsResponse, Error> {
+        self.nodes
+            .call(Nature::Read, self.timeout, &v1::ListRegionsRequest {}, |channel, request| async move {
+                cluster(channel).list_regions(request).await
+            })
+            .await
+    }
+
+    /// The nodes of all regions, as the answering node knows them.
+    pub async fn nodes(&self) -> Result<Vec<v1::Node>, Error> {
+        let answer = self
+            .nodes
+            .call(
+                Nature::Read,
+                self.timeout,
+                &v1::ListNodesRequest::default(),
+                |channel, request| async move { cluster(channel).list_nodes(request).await },
+            )
+            .await?;
+        Ok(answer.nodes)
+    }
+
+    /// The placement record of a scope, and what the answering node holds of it.
+    pub async fn scope(&self, name: &str) -> Result<v1::Scope, Error> {
+        let answer = self
+            .nodes
+            .call(
+                Nature::Read,
+                self.timeout,
+                &v1::GetScopeRequest { name: name.to_owned() },
+                |channel, request| async move { scopes(channel).get_scope(request).await },
+            )
+            .await?;
+        answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
+    }
+
+    /// A page of the scopes at or below `prefix` that the answering node knows, by name, and the token of the next page;
+    /// empty at the end. Begins with an empty token.
+    pub async fn scopes(&self, prefix: &str, page_token: Bytes) -> Result<(Vec<v1::Scope>, Bytes), Error> {
+        let request =
+            v1::ListScopesRequest { prefix: prefix.to_owned(), page_size: MAX_PAGE_SCOPES, page_token };
+        let answer = self
+            .nodes
+            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+                scopes(channel).list_scopes(request).await
+            })
+            .await?;
+        Ok((answer.scopes, answer.next_page_token))
+    }
+
+    /// Durability, session and a fresh request id.
+    fn write_options(&self) -> Option<v1::WriteOptions> {
+        let id: [u8; 16] = rand::random();
+        Some(v1::WriteOptions {
+            durability: self.durability.map(to_proto::durability),
+            token: self.token(),
+            request_id: Bytes::copy_from_slice(&id),
+        })
+    }
+
+    /// Keeps the token of an answer.
+    pub(crate) fn keep(&self, answer: Option<v1::Answer>) -> Answered {
+        let Some(answer) = answer else { return Answered::default() };
+        let answered = Answered::from(&answer);
+        self.set_token(answer.token);
+        answered
+    }
+
+    fn written(&self, result: Option<v1::WriteResult>, answer: Option<v1::Answer>) -> Result<Written, Error> {
+        let answered = self.keep(answer);
+        let result = result.ok_or_else(|| self.unexpected("no result".to_owned()))?;
+        Ok(Written::from_proto(result, answered))
+    }
+
+    fn unexpected(&self, what: String) -> Error {
+        Error::Unexpected { endpoint: self.endpoint().to_owned(), what, effect: Effect::Unknown }
+    }
+}
+
+pub(crate) fn state(channel: Channel) -> StateServiceClient<Channel> {
+    StateServiceClient::new(channel)
+}
+
+fn scopes(channel: Channel) -> ScopeServiceClient<Channel> {
+    ScopeServiceClient::new(channel)
+}
+
+fn cluster(channel: Channel) -> ClusterServiceClient<Channel> {
+    ClusterServiceClient::new(channel)
+}

@@ -1,0 +1,290 @@
+//! How a node and its neighbours are: `ClusterService`. Everything is local knowledge.
+
+use std::collections::BTreeMap;
+
+use tonic::{Request, Response, Status, async_trait};
+use tropism_crdt::{MAX_OFFSET_MS, Stamp};
+use tropism_placement::RegionName;
+use tropism_replica::LinkStatus;
+use tropism_replica::limits::{FENCE_OFFSET_MS, PENDING_BYTES, WAITING_WRITES};
+use tropism_storage::StoreError;
+use tropism_storage::rows::STORE_FORMAT;
+use tropism_wire::error::echo;
+use tropism_wire::v1::cluster_service_server::ClusterService;
+use tropism_wire::{Problem, Reason, v1};
+
+use super::{Api, CONCURRENT_CALLS, Call, Inner, commit_rows, stopping, unreadable};
+use crate::driver::{Published, wall_ms};
+
+/// Version of the protocol between nodes.
+const PROTOCOL_VERSION: u32 = 1;
+/// A link that is up and has more changes than this to send is catching up; fewer are traffic under way.
+const CURRENT_CHANGES: u64 = 1_024;
+/// Commits that are counted to know what a peer lacks: some 10 ms. Of a longer backlog this much is told.
+const COUNTED_COMMITS: usize = 10_000;
+
+#[async_trait]
+impl ClusterService for Api {
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Call::of(request)?;
+        let published = self.handle.published();
+        let status = &published.status;
+        let reader = published.clone();
+        let backlogs = tokio::task::spawn_blocking(move || {
+            reader.status.links.iter().map(|link| backlog(link, &reader)).collect::<Result<Vec<u64>, _>>()
+        });
+        let backlogs = backlogs.await.map_err(|_| stopping())?.map_err(unreadable)?;
+        let mut links: Vec<v1::LinkStatus> =
+            status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
+        links.sort_by(|a, b| a.peer.cmp(&b.peer));
+        Ok(Response::new(v1::GetStatusResponse {
+            node: Some(self.node_status(&published)),
+            store: Some(v1::StoreStatus {
+                engine: self.engine.to_owned(),
+                durable: self.durable,
+                store_id: status.store_id.to_be_bytes().to_vec().into(),
+                format_version: u32::try_from(STORE_FORMAT).unwrap_or(u32::MAX),
+                commit_number: published.head.commit,
+                log_floor: status.log_floor,
+                ..v1::StoreStatus::default()
+            }),
+            clock: Some(v1::ClockStatus {
+                wall_ms: wall_ms(),
+                stamp: status.stamp.as_u64(),
+                reserved_until: 0,
+                max_offset_ms: MAX_OFFSET_MS,
+                peers_far_behind: self.peers_far_behind(&published),
+            }),
+            warnings: self.warnings(&links),
+            links,
+            queues: self.queues(&published),
+            ..v1::GetStatusResponse::default()
+        }))
+    }
+
+    async fn list_regions(
+        &self,
+        request: Request<v1::ListRegionsRequest>,
+    ) -> Result<Response<v1::ListRegionsResponse>, Status> {
+        Call::of(request)?;
+        let nodes = self.nodes();
+        let measured = self.measured();
+        let mut regions = Vec::new();
+        for region in self.regions.regions() {
+            let others = self.regions.regions().iter().filter(|other| other.name != region.name);
+            let round_trips = others.map(|other| v1::RoundTrip {
+                region: other.name.as_str().to_owned(),
+                configured_ms: self.regions.rtt(region.name.as_str(), other.name.as_str()).unwrap_or(0.0),
+                measured_ms: match (region.name == self.region, other.name == self.region) {
+                    (true, _) => measured.get(&other.name).copied().unwrap_or(0.0),
+                    (_, true) => measured.get(&region.name).copied().unwrap_or(0.0),
+                    _ => 0.0,
+                },
+            });
+            let here = nodes.iter().filter(|node| node.region == region.name.as_str());
+            regions.push(v1::Region {
+                name: region.name.as_str().to_owned(),
+                place: region.place.clone(),
+                nodes: here.map(|node| node.id.clone()).collect(),
+                round_trips: round_trips.collect(),
+            });
+        }
+        let here = self.region.as_str().to_owned();
+        Ok(Response::new(v1::ListRegionsResponse { regions, here }))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let (_, v1::ListNodesRequest { region }) = Call::of(request)?;
+        let known = self.regions.regions().iter().any(|known| known.name.as_str() == region);
+        if !region.is_empty() && !known {
+            let names: Vec<&str> = self.regions.regions().iter().map(|known| known.name.as_str()).collect();
+            let message =
+                format!("there is no region {}; the regions are {}", echo(&region), names.join(", "));
+            return Err(Problem::not_found(Reason::RegionNotFound, message).at("region").into());
+        }
+        let mut nodes = self.nodes();
+        nodes.retain(|node| region.is_empty() || node.region == region);
+        Ok(Response::new(v1::ListNodesResponse { nodes }))
+    }
+}
+
+/// Changes that a peer is not known to have: those in the log behind its cursor which it did not make.
+fn backlog(link: &LinkStatus, published: &Published) -> Result<u64, StoreError> {
+    let rows = commit_rows(published.snapshot.as_ref(), link.cursor + 1, published.head.commit + 1);
+    let mut changes = 0;
+    for row in rows.take(COUNTED_COMMITS) {
+        changes += row?.1.changes.iter().filter(|key| key.origin.node != link.peer.node).count();
+    }
+    Ok(changes as u64)
+}
+
+impl Inner {
+    fn node_status(&self, published: &Published) -> v1::NodeStatus {
+        let status = &published.status;
+        let state = match &status.clock {
+            _ if status.fenced => v1::NodeState::Fenced,
+            Err(_) => v1::NodeState::WaitingForClock,
+            Ok(()) => v1::NodeState::Serving,
+        };
+        let now = self.handle.time().now();
+        v1::NodeStatus {
+            id: self.node.as_str().to_owned(),
+            region: self.region.as_str().to_owned(),
+            state: state.into(),
+            state_since_ms: self.started.wall_ms,
+            version: self.version.clone(),
+            protocol_version: PROTOCOL_VERSION,
+            uptime_ms: now.mono_us.saturating_sub(self.started.mono_us) / 1000,
+            cluster: self.cluster.clone(),
+            incarnation: status.origin.incarnation,
+            origin: status.origin.to_string(),
+            insecure: self.insecure,
+        }
+    }
+
+    fn link(&self, link: &LinkStatus, backlog: u64) -> v1::LinkStatus {
+        let now = self.handle.time().now();
+        let age_ms = |us: u64| now.mono_us.saturating_sub(us) / 1000;
+        let state = match link.up {
+            false => v1::LinkState::Down,
+            true if backlog > CURRENT_CHANGES => v1::LinkState::CatchingUp,
+            true => v1::LinkState::Current,
+        };
+        let (offset, error) = link.offset_ms.unwrap_or((0, 0));
+        let (compared, unequal) = link.compared;
+        v1::LinkStatus {
+            peer: link.peer.node.as_str().to_owned(),
+            region: link.peer.region.as_str().to_owned(),
+            state: state.into(),
+            state_since_ms: now.wall_ms.saturating_sub(age_ms(link.since_us)),
+            last_heard_ms: link.last_heard_us.map(age_ms),
+            round_trip_us: link.rtt_us.unwrap_or(0),
+            clock_offset_us: offset.saturating_mul(1000),
+            clock_offset_error_us: error.unsigned_abs().saturating_mul(1000),
+            backlog_changes: backlog,
+            backlog_bytes: link.outstanding.1 as u64,
+            closed_stamp: link.closed.map_or(0, Stamp::as_u64),
+            reconciliation: Some(v1::ReconciliationStatus {
+                resumes: link.resends,
+                comparisons: compared,
+                mismatches: unequal,
+                ..v1::ReconciliationStatus::default()
+            }),
+            problem: if link.up { String::new() } else { "no connection".to_owned() },
+            ..v1::LinkStatus::default()
+        }
+    }
+
+    fn peers_far_behind(&self, published: &Published) -> u32 {
+        let far = |link: &&LinkStatus| {
+            link.offset_ms.is_some_and(|(offset, error)| offset.saturating_add(error) < -FENCE_OFFSET_MS)
+        };
+        published.status.links.iter().filter(far).count() as u32 // a cluster has at most 4096 nodes
+    }
+
+    fn queues(&self, published: &Published) -> Vec<v1::QueueStatus> {
+        let queue = |name: &str, length: usize, limit: usize, unit: &str, when_full: &str| v1::QueueStatus {
+            name: name.to_owned(),
+            length: length as u64,
+            limit: limit as u64,
+            unit: unit.to_owned(),
+            when_full: when_full.to_owned(),
+            times_full: 0,
+        };
+        let status = &published.status;
+        let (watches, most_watches) = self.hub.watches();
+        vec![
+            queue("calls", self.gate.running(), CONCURRENT_CALLS, "items", "a call is refused (OVERLOADED)"),
+            queue(
+                "writes waiting for other regions",
+                status.waiting,
+                WAITING_WRITES,
+                "items",
+                "a write that has to wait is refused (OVERLOADED)",
+            ),
+            queue(
+                "changes waiting for others",
+                status.pending.1,
+                PENDING_BYTES,
+                "bytes",
+                "a change is dropped and sent again later",
+            ),
+            queue("watches", watches, most_watches, "items", "a watch is refused (TOO_MANY_WATCHES)"),
+        ]
+    }
+
+    fn warnings(&self, links: &[v1::LinkStatus]) -> Vec<v1::Warning> {
+        let warning =
+            |name: &str, message: String, since_ms| v1::Warning { name: name.to_owned(), message, since_ms };
+        let mut warnings = Vec::new();
+        let started = self.started.wall_ms;
+        if !self.durable {
+            let message = "this node keeps everything in memory: nothing survives its stop";
+            warnings.push(warning("not_durable", message.to_owned(), started));
+        }
+        if self.insecure {
+            let message = "this node listens beyond loopback without TLS: put it behind a network you trust";
+            warnings.push(warning("insecure", message.to_owned(), started));
+        }
+        for link in links.iter().filter(|link| link.state() == v1::LinkState::Down) {
+            let message = format!(
+                "there is no link to {} in region {}: what is written there is not seen here; look at that node and \
+                 the network",
+                link.peer, link.region
+            );
+            warnings.push(warning("link_down", message, link.state_since_ms));
+        }
+        warnings.sort_by_key(|warning| warning.since_ms);
+        warnings
+    }
+
+    /// Round trips in ms as this node's links measure them; of several nodes in a region the shortest.
+    fn measured(&self) -> BTreeMap<RegionName, f64> {
+        let mut measured = BTreeMap::new();
+        for link in &self.handle.published().status.links {
+            let Some(us) = link.rtt_us else { continue };
+            let ms = us as f64 / 1000.0; // exact below 2^53 us
+            let shortest = measured.entry(link.peer.region.clone()).or_insert(ms);
+            *shortest = shortest.min(ms);
+        }
+        measured
+    }
+
+    /// All nodes, by region and id.
+    fn nodes(&self) -> Vec<v1::Node> {
+        let mut nodes: BTreeMap<(String, String), v1::Node> = BTreeMap::new();
+        let mut add = |id: &str, region: &str| {
+            let node = v1::Node { id: id.to_owned(), region: region.to_owned(), ..v1::Node::default() };
+            nodes.entry((region.to_owned(), id.to_owned())).or_insert(node);
+        };
+        add(self.node.as_str(), self.region.as_str());
+        for peer in &self.peers {
+            add(peer.node.as_str(), peer.region.as_str());
+        }
+        for node in self.regions.nodes() {
+            add(&node.id, node.region.as_str());
+        }
+        let published = self.handle.published();
+        let mut nodes: Vec<v1::Node> = nodes.into_values().collect();
+        for node in &mut nodes {
+            let configured = self.regions.nodes().iter().find(|configured| configured.id == node.id);
+            node.this_node = node.id == self.node.as_str();
+            node.endpoint = match configured {
+                _ if node.this_node => self.endpoint.clone(),
+                Some(configured) => format!("http://{}", configured.client),
+                None => String::new(),
+            };
+            node.linked = published.status.links.iter().any(|l| l.up && l.peer.node.as_str() == node.id);
+            if node.this_node {
+                node.incarnation = published.status.origin.incarnation;
+            }
+        }
+        nodes
+    }
+}

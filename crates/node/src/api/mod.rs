@@ -1,0 +1,396 @@
+//! The API of a node: what clients call.
+//!
+//! [`Api`] answers from the last synced state that the driver published ([`Handle::published`]): a read takes no lock,
+//! asks nobody and copies no value. A write is checked here as far as that needs no state (`write`) and goes to the
+//! replica. Streams read in portions (`scan`) or follow the log (`watch`, fed by the one reader of `hub`). What
+//! every call has in common is here: the scope and its rule, waiting for what a token names, and who answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
+use tonic::service::Routes;
+use tonic::{Extensions, Request};
+use tropism_crdt::{NodeId, Origin, Vector};
+use tropism_placement::{RegionName, Regions, Rule, Rules, ScopeId, ScopeName, ShardId, shard_index};
+use tropism_replica::{Now, Peer};
+use tropism_storage::rows::{CommitRow, Row};
+use tropism_storage::{NodeKey, Reads, Space, StoreError, View};
+use tropism_wire::limits::MAX_MESSAGE_BYTES;
+use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
+use tropism_wire::v1::scope_service_server::ScopeServiceServer;
+use tropism_wire::v1::state_service_server::StateServiceServer;
+use tropism_wire::{Problem, Reason, from_proto, v1};
+
+use crate::driver::{Handle, Published, wall_ms};
+use crate::token::{Seal, Token};
+
+mod admission;
+mod cluster;
+mod hub;
+mod scan;
+mod scope;
+mod state;
+#[cfg(test)]
+mod tests;
+mod value;
+mod watch;
+mod write;
+
+pub use admission::CONCURRENT_CALLS;
+
+use admission::{Admitted, Deadline, Gate};
+use hub::Hub;
+
+/// Session tokens longer than this, in bytes, are searched for entries that are stable by now: a short one is not worth
+/// the look into the log.
+const LONG_TOKEN_BYTES: usize = 1 << 10;
+/// Commits that are searched for it at most; while more are unstable (a region is cut off), tokens stay as they are.
+const SEARCHED_COMMITS: u64 = 256;
+/// Scans that run at once: each holds up to three messages of 256 KiB.
+const CONCURRENT_SCANS: usize = 256;
+
+/// What an [`Api`] is made of.
+pub struct ApiConfig {
+    /// The way to the replica and its published state.
+    pub handle: Handle,
+    /// Which scopes exist and where they are held.
+    pub rules: Arc<Rules>,
+    /// The regions, their nodes and round trips.
+    pub regions: Arc<Regions>,
+    /// Name of the cluster: tokens of another one are refused.
+    pub cluster: String,
+    /// This node.
+    pub node: NodeId,
+    /// Its region.
+    pub region: RegionName,
+    /// URL at which clients reach this node; may be empty.
+    pub endpoint: String,
+    /// The other nodes.
+    pub peers: Vec<Peer>,
+    /// Name of the engine: `disk` or `memory`.
+    pub engine: &'static str,
+    /// Whether anything survives the process.
+    pub durable: bool,
+    /// Whether the node listens beyond loopback without TLS.
+    pub insecure: bool,
+    /// Version of the program, with the commit it was built from.
+    pub version: String,
+    /// Most watches at once.
+    pub watches: usize,
+    /// What may wait for one watcher, in bytes.
+    pub watch_buffer_bytes: usize,
+}
+
+/// The services of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Inner>);
+
+/// What all calls share; nothing of it is public.
+#[doc(hidden)]
+pub struct Inner {
+    handle: Handle,
+    rules: Arc<Rules>,
+    regions: Arc<Regions>,
+    cluster: String,
+    node: NodeId,
+    region: RegionName,
+    endpoint: String,
+    peers: Vec<Peer>,
+    engine: &'static str,
+    durable: bool,
+    insecure: bool,
+    version: String,
+    started: Now,
+    /// Where each node is.
+    homes: BTreeMap<NodeId, RegionName>,
+    seal: Seal,
+    gate: Gate,
+    scans: Arc<Semaphore>,
+    hub: Arc<Hub>,
+}
+
+impl Deref for Api {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Api {
+    /// The services over a running replica.
+    pub fn new(config: ApiConfig) -> Self {
+        let mut homes: BTreeMap<NodeId, RegionName> =
+            config.peers.iter().map(|peer| (peer.node, peer.region.clone())).collect();
+        homes.insert(config.node, config.region.clone());
+        let hub = Hub::new(config.handle.clone(), homes.clone(), config.watches, config.watch_buffer_bytes);
+        Self(Arc::new(Inner {
+            started: config.handle.time().now(),
+            handle: config.handle,
+            rules: config.rules,
+            regions: config.regions,
+            seal: Seal::new(&config.cluster),
+            cluster: config.cluster,
+            node: config.node,
+            region: config.region,
+            endpoint: config.endpoint,
+            peers: config.peers,
+            engine: config.engine,
+            durable: config.durable,
+            insecure: config.insecure,
+            version: config.version,
+            homes,
+            gate: Gate::new(),
+            scans: Arc::new(Semaphore::new(CONCURRENT_SCANS)),
+            hub: Arc::new(hub),
+        }))
+    }
+
+    /// The three services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
+    /// of headers through, so that too much metadata is refused in words.
+    pub fn routes(&self) -> Routes {
+        let state = StateServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let scope = ScopeServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Routes::new(Admitted::new(state, self.gate.clone()))
+            .add_service(Admitted::new(scope, self.gate.clone()))
+            .add_service(Admitted::new(cluster, self.gate.clone()))
+    }
+}
+
+/// A scope that this node serves, and its rule.
+pub(crate) struct Served<'a> {
+    id: ScopeId,
+    rule: &'a Rule,
+}
+
+impl Served<'_> {
+    /// The shard of a key.
+    fn shard(&self, key: &str) -> ShardId {
+        ShardId::of(&self.id, shard_index(key, self.rule.spread))
+    }
+
+    /// All shards.
+    fn shards(&self) -> Vec<ShardId> {
+        (0..self.rule.spread).map(|index| ShardId::of(&self.id, index)).collect()
+    }
+}
+
+/// What came with a call beside its message.
+pub(crate) struct Call {
+    metadata: tonic::metadata::MetadataMap,
+    deadline: Deadline,
+}
+
+impl Call {
+    /// Splits a request into what came with it and its message.
+    fn of<T>(request: Request<T>) -> Result<(Self, T), Problem> {
+        let (metadata, extensions, message) = request.into_parts();
+        let deadline = Self::deadline(&extensions);
+        deadline.check()?;
+        Ok((Self { metadata, deadline }, message))
+    }
+
+    fn deadline(extensions: &Extensions) -> Deadline {
+        let named = extensions.get::<Deadline>().copied();
+        named.unwrap_or_else(|| Deadline::after(from_proto::deadline(None))) // called without a server around
+    }
+}
+
+impl Inner {
+    /// The scope with this name, if it is served here.
+    fn served(&self, field: &str, name: &str) -> Result<Served<'_>, Problem> {
+        let name = from_proto::scope_name(field, name)?;
+        let Some(rule) = self.rules.find(&name) else {
+            let message = format!("no policy rule matches scope \"{name}\", so it cannot be created");
+            return Err(Problem::failed_precondition(Reason::NoRule, message).at(field));
+        };
+        if !rule.regions.contains(&self.region) {
+            return Err(not_served(&name, &self.region, &rule.regions));
+        }
+        Ok(Served { id: ScopeId { name, incarnation: 0 }, rule })
+    }
+
+    /// The session token of a call.
+    fn token(&self, field: &str, body: &Bytes, call: &Call) -> Result<Token, Problem> {
+        let bytes = from_proto::token(field, body, &call.metadata)?;
+        Token::decode(&bytes, self.seal).map_err(|error| {
+            let message =
+                format!("{field} is no session token of this cluster: {error}; begin a new session");
+            Problem::invalid_argument(Reason::BadToken, field, message)
+        })
+    }
+
+    /// The published state, once it includes what the token says of these shards.
+    async fn reached(
+        &self,
+        token: &Token,
+        shards: &[ShardId],
+        deadline: Deadline,
+    ) -> Result<Arc<Published>, Problem> {
+        if !shards.iter().any(|shard| token.get(shard).is_some()) {
+            return Ok(self.handle.published());
+        }
+        let mut commits = self.handle.commits();
+        loop {
+            commits.borrow_and_update(); // before looking: what comes after is not missed
+            let published = self.handle.published();
+            let missing = missing(published.snapshot.as_ref(), token, shards)?;
+            if missing.is_empty() {
+                return Ok(published);
+            }
+            match timeout_at(deadline.give_up, commits.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(stopping()),
+                Err(_) => return Err(self.token_ahead(&missing)),
+            }
+        }
+    }
+
+    /// Names who made what is missing, and where they are.
+    fn token_ahead(&self, missing: &BTreeSet<NodeId>) -> Problem {
+        let names: Vec<String> = missing
+            .iter()
+            .map(|node| match self.homes.get(node) {
+                Some(region) => format!("{node} in region {region}"),
+                None => format!("{node}, which this node does not know"),
+            })
+            .collect();
+        let nodes: Vec<&str> = missing.iter().map(NodeId::as_str).collect();
+        let regions: BTreeSet<&str> =
+            missing.iter().filter_map(|node| self.homes.get(node)).map(RegionName::as_str).collect();
+        let regions: Vec<&str> = regions.into_iter().collect();
+        let message = format!(
+            "the token names writes of {} that have not arrived at {} in region {} in time; they are there",
+            names.join(", "),
+            self.node,
+            self.region
+        );
+        Problem::unavailable(Reason::TokenAhead, Duration::from_secs(1), message)
+            .with("nodes", nodes.join(","))
+            .with("regions", regions.join(","))
+    }
+
+    /// Who answers, for a scope that these regions serve.
+    fn answer(&self, serving: &[RegionName], published: &Published, token: Bytes) -> v1::Answer {
+        v1::Answer {
+            region: self.region.as_str().to_owned(),
+            node: self.node.as_str().to_owned(),
+            token,
+            staleness_ms: staleness_ms(serving, published),
+        }
+    }
+
+    /// The bytes of what a session has seen. Entries that are stable are left out where that is known cheaply; a long
+    /// token is searched for them.
+    fn seen(&self, mut token: Token, published: &Published) -> Bytes {
+        if token.is_empty() {
+            return Bytes::new();
+        }
+        let bytes = token.encode(self.seal);
+        let everything = published.stable_commit >= published.head.commit;
+        if bytes.len() <= LONG_TOKEN_BYTES && !everything {
+            return bytes;
+        }
+        match forget_stable(&mut token, published) {
+            Ok(()) => token.encode(self.seal),
+            Err(_) => bytes, // a node that cannot read its log has other worries, and the token is right
+        }
+    }
+}
+
+/// The nodes whose changes the token names and the snapshot lacks.
+fn missing(snapshot: &dyn View, token: &Token, shards: &[ShardId]) -> Result<BTreeSet<NodeId>, Problem> {
+    let mut missing = BTreeSet::new();
+    for shard in shards {
+        let Some(wanted) = token.get(shard) else { continue };
+        let vector = snapshot.vector(*shard).map_err(unreadable)?;
+        missing.extend(wanted.risen_since(&vector).into_iter().map(|(origin, _)| origin.node));
+    }
+    Ok(missing)
+}
+
+/// Leaves out what every member has.
+fn forget_stable(token: &mut Token, published: &Published) -> Result<(), StoreError> {
+    let snapshot = published.snapshot.as_ref();
+    let unstable = published.stable_commit.saturating_add(1)..published.head.commit.saturating_add(1);
+    if unstable.end.saturating_sub(unstable.start) > SEARCHED_COMMITS {
+        return Ok(());
+    }
+    let mut first_unstable: BTreeMap<(ShardId, Origin), u64> = BTreeMap::new();
+    for row in commit_rows(snapshot, unstable.start, unstable.end) {
+        for key in row?.1.changes {
+            first_unstable.entry((key.shard, key.origin)).or_insert(key.seq);
+        }
+    }
+    let mut vectors: BTreeMap<ShardId, Vector> = BTreeMap::new();
+    for (shard, _) in token.iter() {
+        vectors.insert(*shard, snapshot.vector(*shard)?);
+    }
+    token.retain(|shard, origin, seq| {
+        let applied = vectors.get(shard).is_some_and(|vector| vector.includes(origin, seq));
+        !applied || first_unstable.get(&(*shard, *origin)).is_some_and(|first| *first <= seq)
+    });
+    Ok(())
+}
+
+/// Index rows of the commits `from..to` of a snapshot, in order.
+fn commit_rows(
+    snapshot: &dyn View,
+    from: u64,
+    to: u64,
+) -> impl Iterator<Item = Result<(u64, CommitRow), StoreError>> + '_ {
+    let (start, end) = (NodeKey::Commit(from).encode(), NodeKey::Commit(to.max(from)).encode());
+    snapshot.scan(Space::Node, start.as_bytes(), end.as_bytes()).map(|row| {
+        let (key, value) = row?;
+        let number = key.last_chunk::<8>().map_or(0, |number| u64::from_be_bytes(*number));
+        let row = CommitRow::decode(&value)
+            .map_err(|problem| StoreError::Damaged { space: Space::Node.name(), problem })?;
+        Ok((number, row))
+    })
+}
+
+/// Everything acknowledged in these regions longer ago than this is included, in ms; the greatest number while one of
+/// them has not been heard since this node started.
+fn staleness_ms(serving: &[RegionName], published: &Published) -> u64 {
+    let now = wall_ms();
+    let links = published.status.links.iter().filter(|link| serving.contains(&link.peer.region));
+    links
+        .map(|link| link.closed.map_or(u64::MAX, |closed| now.saturating_sub(closed.unix_ms())))
+        .max()
+        .unwrap_or(0)
+}
+
+/// The scope is elsewhere.
+fn not_served(scope: &ScopeName, region: &RegionName, serving: &[RegionName]) -> Problem {
+    let names: Vec<&str> = serving.iter().map(RegionName::as_str).collect();
+    let names = names.join(",");
+    let message = format!("region {region} does not serve scope \"{scope}\"; ask one of: {names}");
+    Problem::unavailable(Reason::NotServedHere, Duration::from_secs(1), message).with("regions", names)
+}
+
+/// The node is on its way out.
+fn stopping() -> Problem {
+    Problem::unavailable(Reason::NotReady, Duration::from_secs(1), "the node is stopping; ask another one")
+}
+
+/// A read failed.
+fn unreadable(error: StoreError) -> Problem {
+    match error {
+        StoreError::Damaged { .. } => {
+            Problem::data_loss(Reason::KeyParked, format!("what is stored cannot be shown: {error}"))
+        }
+        StoreError::Engine(error) => Problem::unavailable(
+            Reason::NotReady,
+            Duration::from_secs(1),
+            format!("the store cannot be read; ask another node: {}: {}", error.doing, error.problem),
+        ),
+    }
+}

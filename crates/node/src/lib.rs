@@ -1,0 +1,8 @@
+//! The shell around a replica: config, driver threads, peers, API, telemetry
+
+pub mod api;
+pub mod config;
+pub mod driver;
+pub mod peer;
+pub mod server;
+pub mod token;

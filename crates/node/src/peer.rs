@@ -1,0 +1,335 @@
+//! Links to peers: dialling, accepting, the handshake, and frames between sockets and the driver.
+//!
+//! Each pair of nodes keeps one link, dialled by the node with the smaller id. Both sides first say who they are, then
+//! prove that they know the cluster's secret; `Prover` is the part that mutual TLS would replace. A link that fails
+//! is dialled again with growing patience.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use rand::RngExt;
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+use tropism_crdt::NodeId;
+use tropism_placement::RegionName;
+use tropism_replica::Hello;
+use tropism_wire::frames::{PROTOCOL_VERSION, from_message, hello_from_message, hello_message, to_message};
+use tropism_wire::limits::MAX_MESSAGE_BYTES;
+use tropism_wire::v1::link_frame::Frame as Message;
+use tropism_wire::v1::peer_service_client::PeerServiceClient;
+use tropism_wire::v1::peer_service_server::{PeerService, PeerServiceServer};
+use tropism_wire::{Problem, Reason, v1};
+
+use crate::driver::{FRAME_QUEUE, Handle};
+
+/// How long a connection and its handshake may take: ten of the longest round trips.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+/// First and last wait before dialling again.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Messages that wait between a link's task and its socket: HTTP/2 holds the rest back.
+const SOCKET_QUEUE: usize = 16;
+/// Window of a link, bytes: what 4 MiB of credit and its heartbeats need to be under way at once.
+const WINDOW_BYTES: u32 = 8 << 20;
+
+/// Another node, as the configuration says.
+#[derive(Debug, Clone)]
+pub struct PeerAddress {
+    /// Who.
+    pub node: NodeId,
+    /// Where.
+    pub region: RegionName,
+    /// `host:port` to dial.
+    pub address: String,
+}
+
+/// What links need.
+#[derive(Clone)]
+pub struct Links(Arc<Inner>);
+
+struct Inner {
+    handle: Handle,
+    node: NodeId,
+    cluster: String,
+    prover: Prover,
+    peers: BTreeMap<NodeId, PeerAddress>,
+    next_connection: AtomicU64,
+}
+
+/// Proves that a node knows the cluster's secret: an HMAC over both nonces and both ids.
+#[derive(Clone)]
+struct Prover {
+    secret: Vec<u8>,
+}
+
+impl Prover {
+    /// The proof of `prover` towards `other`.
+    fn proof(&self, cluster: &str, prover: (&NodeId, &[u8; 32]), other: (&NodeId, &[u8; 32])) -> [u8; 32] {
+        // HMAC takes keys of any length.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.secret) else { return [0; 32] };
+        let parts: [&[u8]; 6] = [
+            b"tropism link v1",
+            cluster.as_bytes(),
+            prover.0.as_str().as_bytes(),
+            prover.1,
+            other.0.as_str().as_bytes(),
+            other.1,
+        ];
+        for part in parts {
+            mac.update(&(part.len() as u32).to_be_bytes()); // names and nonces: below 4 GiB
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+}
+
+type Incoming = Streaming<v1::LinkFrame>;
+
+/// One link's sending half while it is shaken hands on.
+struct Outgoing(mpsc::Sender<Result<v1::LinkFrame, Status>>);
+
+impl Outgoing {
+    async fn say(&self, frame: Message) -> Result<(), Status> {
+        let frame = v1::LinkFrame { round: 0, number: 0, frame: Some(frame) };
+        self.0.send(Ok(frame)).await.map_err(|_| Status::unavailable("the link is gone"))
+    }
+}
+
+async fn hear(incoming: &mut Incoming) -> Result<Message, Status> {
+    let frame = incoming.message().await?.and_then(|message| message.frame);
+    frame.ok_or_else(|| Status::unavailable("the link ended in its handshake"))
+}
+
+fn refused(message: impl Into<String>) -> Status {
+    Problem::failed_precondition(Reason::PeerRefused, message).into()
+}
+
+impl Links {
+    /// Links of a node.
+    pub fn new(handle: Handle, node: NodeId, cluster: String, secret: &[u8], peers: Vec<PeerAddress>) -> Self {
+        Self(Arc::new(Inner {
+            handle,
+            node,
+            cluster,
+            prover: Prover { secret: secret.to_vec() },
+            peers: peers.into_iter().map(|peer| (peer.node, peer)).collect(),
+            next_connection: AtomicU64::new(1),
+        }))
+    }
+
+    /// The service that accepts links.
+    pub fn service(&self) -> PeerServiceServer<Self> {
+        PeerServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES + 64 * 1024)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES + 64 * 1024)
+    }
+
+    /// Keeps a link to every peer with a greater id, for ever.
+    pub fn dial_all(&self) {
+        for peer in self.0.peers.values().filter(|peer| self.0.node < peer.node) {
+            let (links, peer) = (self.clone(), peer.clone());
+            tokio::spawn(async move { links.keep_dialling(&peer).await });
+        }
+    }
+
+    async fn keep_dialling(&self, peer: &PeerAddress) {
+        let mut patience = REDIAL.0;
+        loop {
+            let begun = Instant::now();
+            match self.dial(peer).await {
+                Ok(()) => debug!(peer = %peer.node, "link ended"),
+                Err(status) if patience >= REDIAL.1 => {
+                    info!(peer = %peer.node, address = peer.address, reason = status.message(), "no link; dialling on");
+                }
+                Err(status) => debug!(peer = %peer.node, reason = status.message(), "no link"),
+            }
+            patience = if begun.elapsed() > HANDSHAKE_TIME { REDIAL.0 } else { (patience * 2).min(REDIAL.1) };
+            let jitter = rand::rng().random_range(0.5..1.0);
+            tokio::time::sleep(patience.mul_f64(jitter)).await;
+        }
+    }
+
+    async fn dial(&self, peer: &PeerAddress) -> Result<(), Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", peer.address))
+            .map_err(|error| Status::invalid_argument(error.to_string()))?
+            .connect_timeout(HANDSHAKE_TIME)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES);
+        let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = PeerServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES + 64 * 1024)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES + 64 * 1024);
+        let (sender, frames) = mpsc::channel::<Result<v1::LinkFrame, Status>>(SOCKET_QUEUE);
+        let outgoing = Outgoing(sender);
+        let own = self.own_hello(peer.node).await?;
+        let nonce: [u8; 32] = rand::rng().random();
+        let expected = peer.node.to_string();
+        outgoing.say(Message::Hello(hello_message(&own, &self.0.cluster, &expected, &nonce))).await?;
+        let frames = tokio_stream::StreamExt::filter_map(ReceiverStream::new(frames), Result::ok);
+        let shaken = timeout(HANDSHAKE_TIME, async {
+            let mut incoming = client.link(Request::new(frames)).await?.into_inner();
+            let Message::Hello(hello) = hear(&mut incoming).await? else {
+                return Err(refused("the peer did not begin with a hello"));
+            };
+            let (theirs, their_nonce) = self.check(&hello, Some(peer))?;
+            let proof =
+                self.0.prover.proof(&self.0.cluster, (&self.0.node, &nonce), (&theirs.node, &their_nonce));
+            outgoing.say(Message::Proof(v1::HelloProof { hmac: proof.to_vec().into() })).await?;
+            self.verify(hear(&mut incoming).await?, (&theirs.node, &their_nonce), &nonce)?;
+            Ok((theirs, incoming))
+        });
+        let (theirs, incoming) =
+            shaken.await.map_err(|_| Status::deadline_exceeded("the handshake took too long"))??;
+        self.run(theirs, outgoing, incoming).await
+    }
+
+    async fn accept(&self, mut incoming: Incoming, outgoing: Outgoing) -> Result<(), Status> {
+        let shaken = timeout(HANDSHAKE_TIME, async {
+            let Message::Hello(hello) = hear(&mut incoming).await? else {
+                return Err(refused("a link begins with a hello"));
+            };
+            let (theirs, their_nonce) = self.check(&hello, None)?;
+            let own = self.own_hello(theirs.node).await?;
+            let nonce: [u8; 32] = rand::rng().random();
+            outgoing.say(Message::Hello(hello_message(&own, &self.0.cluster, "", &nonce))).await?;
+            self.verify(hear(&mut incoming).await?, (&theirs.node, &their_nonce), &nonce)?;
+            let proof =
+                self.0.prover.proof(&self.0.cluster, (&self.0.node, &nonce), (&theirs.node, &their_nonce));
+            outgoing.say(Message::Proof(v1::HelloProof { hmac: proof.to_vec().into() })).await?;
+            Ok(theirs)
+        });
+        let theirs = shaken.await.map_err(|_| Status::deadline_exceeded("the handshake took too long"))??;
+        self.run(theirs, outgoing, incoming).await
+    }
+
+    async fn own_hello(&self, peer: NodeId) -> Result<Hello, Status> {
+        self.0.handle.hello(peer).await.ok_or_else(|| Status::unavailable("the node stops"))
+    }
+
+    /// Whether a hello comes from a member of this cluster that may speak to us.
+    fn check(&self, hello: &v1::Hello, dialled: Option<&PeerAddress>) -> Result<(Hello, [u8; 32]), Status> {
+        if hello.protocol_version < PROTOCOL_VERSION {
+            return Err(refused(format!(
+                "protocol {} is spoken there, {PROTOCOL_VERSION} here",
+                hello.protocol_version
+            )));
+        }
+        if hello.cluster_id != self.0.cluster {
+            let theirs = tropism_wire::error::echo(&hello.cluster_id);
+            return Err(refused(format!("the other side is of cluster {theirs}, this node of {}", self.0.cluster)));
+        }
+        let (theirs, nonce) = hello_from_message(hello)
+            .map_err(|error| Problem::invalid_argument(Reason::MalformedRequest, "hello", error.to_string()))?;
+        let Some(known) = self.0.peers.get(&theirs.node) else {
+            return Err(refused(format!("node {} is no peer of {}", theirs.node, self.0.node)));
+        };
+        if known.region != theirs.region {
+            return Err(refused(format!("node {} is of region {}, not {}", theirs.node, known.region, theirs.region)));
+        }
+        if dialled.is_some_and(|dialled| dialled.node != theirs.node) {
+            return Err(refused(format!("node {} answered at another's address", theirs.node)));
+        }
+        if !hello.expected_node.is_empty() && hello.expected_node != self.0.node.as_str() {
+            let expected = tropism_wire::error::echo(&hello.expected_node);
+            return Err(refused(format!("this is node {}, not {expected}", self.0.node)));
+        }
+        Ok((theirs, nonce))
+    }
+
+    fn verify(&self, message: Message, theirs: (&NodeId, &[u8; 32]), own_nonce: &[u8; 32]) -> Result<(), Status> {
+        let Message::Proof(proof) = message else { return Err(refused("a proof comes behind the hello")) };
+        let expected = self.0.prover.proof(&self.0.cluster, theirs, (&self.0.node, own_nonce));
+        if bool::from(expected.as_slice().ct_eq(&proof.hmac)) {
+            return Ok(());
+        }
+        warn!(peer = %theirs.0, "a peer does not know the cluster's secret");
+        Err(Problem::unauthenticated("the peer does not know the cluster's secret").into())
+    }
+
+    /// Carries frames both ways until either side has enough.
+    async fn run(&self, theirs: Hello, outgoing: Outgoing, mut incoming: Incoming) -> Result<(), Status> {
+        let peer = theirs.node;
+        let connection = self.0.next_connection.fetch_add(1, Ordering::Relaxed);
+        let (frames, mut to_send) = mpsc::channel(FRAME_QUEUE);
+        info!(%peer, region = %theirs.region, "link up");
+        self.0.handle.link_up(theirs, connection, frames).await;
+        let sending = async {
+            while let Some(frame) = to_send.recv().await {
+                if outgoing.0.send(Ok(to_message(&frame))).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let receiving = async {
+            while let Some(message) = incoming.message().await? {
+                let frame = from_message(message).map_err(|error| {
+                    Status::from(Problem::invalid_argument(Reason::MalformedRequest, "frame", error.to_string()))
+                })?;
+                if let Some(frame) = frame {
+                    self.0.handle.frame(peer, connection, frame).await;
+                }
+            }
+            Ok(())
+        };
+        let outcome: Result<(), Status> = tokio::select! {
+            outcome = sending => outcome,
+            outcome = receiving => outcome,
+        };
+        self.0.handle.link_down(peer, connection).await;
+        let reason = outcome.as_ref().err().map_or("closed", |status| status.message());
+        info!(%peer, reason, "link down");
+        outcome
+    }
+}
+
+#[tonic::async_trait]
+impl PeerService for Links {
+    type LinkStream = ReceiverStream<Result<v1::LinkFrame, Status>>;
+
+    async fn link(&self, request: Request<Incoming>) -> Result<Response<Self::LinkStream>, Status> {
+        let (sender, frames) = mpsc::channel(SOCKET_QUEUE);
+        let links = self.clone();
+        tokio::spawn(async move {
+            let outgoing = Outgoing(sender.clone());
+            if let Err(status) = links.accept(request.into_inner(), outgoing).await {
+                debug!(reason = status.message(), "link refused or broken");
+                sender.send(Err(status)).await.ok(); // the other side may have gone
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(frames)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_proof_depends_on_the_secret_the_cluster_both_ids_and_both_nonces() {
+        let prover = |secret: &[u8]| Prover { secret: secret.to_vec() };
+        let (a, b) = (NodeId::new("a").unwrap(), NodeId::new("b").unwrap());
+        let proof = prover(b"secret").proof("c", (&a, &[1; 32]), (&b, &[2; 32]));
+        let others = [
+            prover(b"secreT").proof("c", (&a, &[1; 32]), (&b, &[2; 32])),
+            prover(b"secret").proof("d", (&a, &[1; 32]), (&b, &[2; 32])),
+            prover(b"secret").proof("c", (&b, &[1; 32]), (&a, &[2; 32])),
+            prover(b"secret").proof("c", (&a, &[2; 32]), (&b, &[2; 32])),
+            prover(b"secret").proof("c", (&a, &[1; 32]), (&b, &[1; 32])),
+            prover(b"secret").proof("c", (&b, &[2; 32]), (&a, &[1; 32])),
+        ];
+        assert!(others.iter().all(|other| *other != proof), "and one side's proof is not the other's");
+        let hex: String = proof.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex.len(), 64);
+    }
+}

@@ -1,0 +1,360 @@
+//! A whole node: store, driver, links, API, health and reflection, from its start to its clean stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tracing::{info, warn};
+use tropism_crdt::Origin;
+use tropism_disk::{DiskOptions, OpenError, Witness};
+use tropism_replica::limits::LOG_KEEP_MS;
+use tropism_replica::{BootError, Identity, Peer};
+use tropism_storage::{Engine as StorageEngine, Head, MemoryEngine, Store, StoreError};
+use tropism_wire::{DESCRIPTORS, v1};
+
+use crate::api::{Api, ApiConfig};
+use crate::config::{CheckedConfig, Engine};
+use crate::driver::{Driver, Failure, Witnessed};
+use crate::peer::{Links, PeerAddress};
+
+/// Connections of clients at once; further ones wait in the kernel's queue.
+const CONNECTIONS: usize = 1_024;
+/// Calls at once on one connection, beyond which HTTP/2 makes the client wait.
+const STREAMS_PER_CONNECTION: u32 = 1_024;
+/// The witness is synced at least this often.
+const WITNESS_SYNC: Duration = Duration::from_secs(1);
+/// Bytes of metadata a call may bring: what the API refuses in words is below it.
+const HEADER_BYTES: u32 = 16 * 1024;
+
+/// Why a node did not start, or stopped by itself.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The store is not to be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store is not this node's, or cannot be read.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread or a runtime could not be made.
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+    /// The node found that it must not go on.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// Serves until `stop` is told, or until the node must not go on. Blocks the calling thread.
+pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let CheckedConfig { config, secret, regions } = checked;
+    let (engine, witness): (Box<dyn StorageEngine>, Option<Box<dyn Witnessed>>) = match config.node.engine {
+        Engine::Memory => {
+            warn!("memory engine: nothing survives this process");
+            (Box::new(MemoryEngine::new()), None)
+        }
+        Engine::Disk => {
+            let options = DiskOptions { block_cache_bytes: config.limits.block_cache_bytes, ..DiskOptions::default() };
+            let (engine, witness) = tropism_disk::open(&config.node.data_dir, &options)?;
+            if engine.cut_bytes() > 0 {
+                warn!(bytes = engine.cut_bytes(), "a torn tail that was never acknowledged was set aside");
+            }
+            (Box::new(engine), Some(Box::new(KeptWitness { witness, synced: Instant::now() })))
+        }
+    };
+    let store = Store::open(engine)?;
+    let durable = store.durable();
+    let peers: Vec<Peer> =
+        config.peers.iter().map(|peer| Peer { node: peer.id, region: peer.region.clone() }).collect();
+    let identity = Identity {
+        cluster: config.cluster.id.clone(),
+        node: config.node.id,
+        region: config.node.region.clone(),
+        boot_random: rand::rng().random(),
+        new_store_id: rand::rng().random(),
+        peers: peers.clone(),
+        rules: regions.rules().clone(),
+        log_keep_ms: LOG_KEEP_MS,
+        cache_bytes: usize::try_from(config.limits.cache_bytes).unwrap_or(usize::MAX),
+    };
+    let (driver, handle) = Driver::start(store, identity, witness)?;
+    let links = Links::new(
+        handle.clone(),
+        config.node.id,
+        config.cluster.id.clone(),
+        secret.as_bytes(),
+        config
+            .peers
+            .iter()
+            .map(|peer| PeerAddress { node: peer.id, region: peer.region.clone(), address: peer.address.clone() })
+            .collect(),
+    );
+    let peer_thread = LinkThread { links, address: config.listen.peer };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        peer_thread.start().await?;
+        let api = Api::new(ApiConfig {
+            handle: handle.clone(),
+            rules: Arc::new(regions.rules().clone()),
+            regions: Arc::new(regions),
+            cluster: config.cluster.id.clone(),
+            node: config.node.id,
+            region: config.node.region.clone(),
+            endpoint: format!("http://{}", config.listen.client),
+            peers,
+            engine: if durable { "disk" } else { "memory" },
+            durable,
+            insecure: config.listen.insecure,
+            version,
+            watches: config.limits.watches,
+            watch_buffer_bytes: config.limits.watch_buffer_bytes,
+        });
+        serve(api, config.listen.client, handle.failed(), stop).await
+    });
+    // Links and calls end with their runtimes; the replica's thread leaves a clean store behind.
+    runtime.shutdown_timeout(config.limits.stop_time);
+    driver.stop();
+    outcome
+}
+
+/// Listens for clients and hands their connections round the API's threads.
+async fn serve(
+    api: Api,
+    address: SocketAddr,
+    mut failed: watch::Receiver<Option<Failure>>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    // One runtime per two cores: the replica, the store and the links need the others.
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    let mut lanes = Vec::with_capacity(threads);
+    for number in 0..threads {
+        lanes.push(api_thread(&api, number)?);
+    }
+    info!(%address, threads, "serving clients");
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut next = 0_usize;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors, most likely
+                        continue;
+                    }
+                };
+                let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
+                next = next.wrapping_add(1);
+                let lane = &lanes[next % lanes.len()];
+                if let Ok(stream) = stream.into_std() {
+                    lane.send((stream, permit)).await.ok(); // ends only with the process
+                }
+            }
+            _ = failed.changed() => {
+                let failure = failed.borrow().clone();
+                if let Some(failure) = failure {
+                    return Err(failure.into());
+                }
+            }
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+}
+
+type Lane = mpsc::Sender<(std::net::TcpStream, tokio::sync::OwnedSemaphorePermit)>;
+
+/// One thread with a runtime of its own that serves the connections it is given: half the CPU of a shared runtime.
+fn api_thread(api: &Api, number: usize) -> io::Result<Lane> {
+    let (lane, connections) = mpsc::channel(16);
+    let api = api.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("api-{number}")).spawn(move || {
+        runtime.block_on(async move {
+            let (reporter, health) = tonic_health::server::health_reporter();
+            for service in [
+                "",
+                v1::state_service_server::SERVICE_NAME,
+                v1::scope_service_server::SERVICE_NAME,
+                v1::cluster_service_server::SERVICE_NAME,
+            ] {
+                reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+            }
+            let reflection = || {
+                tonic_reflection::server::Builder::configure()
+                    .register_encoded_file_descriptor_set(DESCRIPTORS)
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            };
+            // Most tools still ask for the first version.
+            let (reflection, reflection_alpha) = match (reflection().build_v1(), reflection().build_v1alpha()) {
+                (Ok(current), Ok(alpha)) => (Some(current), Some(alpha)),
+                (Err(error), _) | (_, Err(error)) => {
+                    warn!(%error, "no reflection");
+                    (None, None)
+                }
+            };
+            let incoming = tokio_stream::StreamExt::filter_map(ReceiverStream::new(connections), |(stream, permit)| {
+                Connection::new(stream, permit).map(Ok::<_, io::Error>)
+            });
+            let served = Server::builder()
+                .tcp_nodelay(true)
+                .max_concurrent_streams(STREAMS_PER_CONNECTION)
+                .http2_keepalive_interval(Some(Duration::from_secs(30)))
+                .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+                .http2_max_header_list_size(HEADER_BYTES)
+                .http2_max_pending_accept_reset_streams(Some(20))
+                .add_routes(api.routes())
+                .add_service(health)
+                .add_optional_service(reflection)
+                .add_optional_service(reflection_alpha)
+                .serve_with_incoming(incoming)
+                .await;
+            if let Err(error) = served {
+                warn!(%error, "an API thread ended");
+            }
+        });
+    })?;
+    Ok(lane)
+}
+
+/// The thread of the links, with a runtime of its own.
+struct LinkThread {
+    links: Links,
+    address: SocketAddr,
+}
+
+impl LinkThread {
+    /// Listens, then accepts and dials on its own thread.
+    async fn start(self) -> Result<(), ServeError> {
+        let Self { links, address } = self;
+        let listener = std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })?;
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("links".into()).spawn(move || {
+            runtime.block_on(async move {
+                let listener = match TcpListener::from_std(listener) {
+                    Ok(listener) => listener,
+                    Err(error) => return warn!(%error, "links are not accepted"),
+                };
+                links.dial_all();
+                let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+                let served = Server::builder()
+                    .initial_stream_window_size(8 << 20)
+                    .initial_connection_window_size(8 << 20)
+                    .add_service(links.service())
+                    .serve_with_incoming(incoming)
+                    .await;
+                if let Err(error) = served {
+                    warn!(%error, "links are no longer accepted");
+                }
+            });
+        })?;
+        Ok(())
+    }
+}
+
+/// The witness of the disk engine.
+struct KeptWitness {
+    witness: Witness,
+    synced: Instant,
+}
+
+impl Witnessed for KeptWitness {
+    fn synced(&mut self, origin: Origin, reserved_ms: u64, head: Head) -> io::Result<()> {
+        self.witness.record(origin, reserved_ms, head)?;
+        if self.synced.elapsed() >= WITNESS_SYNC {
+            self.witness.sync()?;
+            self.synced = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+/// A client's connection with its place among the [`CONNECTIONS`].
+struct Connection {
+    stream: TcpStream,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(stream: std::net::TcpStream, permit: tokio::sync::OwnedSemaphorePermit) -> Option<Self> {
+        let stream = TcpStream::from_std(stream).and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+        match stream {
+            Ok(stream) => Some(Self { stream, _permit: permit }),
+            Err(error) => {
+                warn!(%error, "a connection was lost at once");
+                None
+            }
+        }
+    }
+}
+
+mod connection {
+    //! [`Connection`](super::Connection) as the transport wants it.
+
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tonic::transport::server::{Connected, TcpConnectInfo};
+
+    use super::Connection;
+
+    impl Connected for Connection {
+        type ConnectInfo = TcpConnectInfo;
+
+        fn connect_info(&self) -> TcpConnectInfo {
+            self.stream.connect_info()
+        }
+    }
+
+    impl AsyncRead for Connection {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Connection {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.stream).poll_write(cx, buf)
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            self.stream.is_write_vectored()
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_shutdown(cx)
+        }
+    }
+}

@@ -1,0 +1,208 @@
+"""A client that shares no code with ours: grpcio, with stubs made from proto/, against a running world.
+
+Usage: check.py PROTO_DIR READY_FILE. Prints one line a check and closes with the count.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
+
+proto_dir, ready_file = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+stubs = tempfile.mkdtemp()
+files = [str(path) for path in sorted(proto_dir.glob("tropism/v1/*.proto"))]
+command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{proto_dir}", f"--python_out={stubs}"]
+subprocess.run(command + [f"--grpc_python_out={stubs}"] + files, check=True)
+sys.path.insert(0, stubs)
+from tropism.v1 import cluster_pb2, cluster_pb2_grpc, scope_pb2, scope_pb2_grpc, state_pb2, state_pb2_grpc  # noqa: E402
+
+world = json.loads(ready_file.read_text())
+channels = {r["name"]: grpc.insecure_channel(r["endpoint"].removeprefix("http://")) for r in world["regions"]}
+state = {name: state_pb2_grpc.StateServiceStub(channel) for name, channel in channels.items()}
+tokyo, dallas = state["tokyo"], state["dallas"]
+checks = []
+
+
+def check(function):
+    checks.append(function)
+    return function
+
+
+def json_value(text):
+    return state_pb2.Value(json=text.encode())
+
+
+def refused(call, code, reason, field=None):
+    """The call fails with this code and google.rpc details."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        assert error.code() == code, f"{error.code()}: {error.details()}"
+        details = rpc_status.from_call(error)
+        assert details is not None, "no details"
+        found, fields = None, []
+        for detail in details.details:
+            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+            if detail.Unpack(info):
+                found = info.reason
+            if detail.Unpack(bad):
+                fields = [violation.field for violation in bad.field_violations]
+        assert found == reason, f"{found}, not {reason}"
+        assert field is None or field in fields, f"{fields}, not {field}"
+        return
+    raise AssertionError("it was accepted")
+
+
+def eventually(call, expected):
+    deadline = time.monotonic() + 30
+    while (value := call()) != expected:
+        assert time.monotonic() < deadline, f"{value}, not {expected}"
+        time.sleep(0.05)
+
+
+@check
+def every_region_is_healthy():
+    for channel in channels.values():
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@check
+def a_document_written_in_tokyo_is_read_in_dallas_with_the_token():
+    put = tokyo.Put(
+        state_pb2.PutRequest(scope="shop/carts", key="py", value=json_value('{"b": 1, "a": [1, 2]}')), timeout=10
+    )
+    got = dallas.Get(state_pb2.GetRequest(scope="shop/carts", key="py", token=put.answer.token), timeout=10)
+    assert got.entry.value.json == b'{"a":[1,2],"b":1}', got
+    assert got.answer.region == "dallas" and got.entry.version == put.result.version
+
+
+@check
+def a_put_at_a_base_version_merges_with_what_came_between():
+    first = tokyo.Put(state_pb2.PutRequest(scope="shop/carts", key="m", value=json_value('{"a":1}')), timeout=10)
+    tokyo.Put(state_pb2.PutRequest(scope="shop/carts", key="m", value=json_value('{"a":1,"b":2}')), timeout=10)
+    request = state_pb2.PutRequest(
+        scope="shop/carts", key="m", value=json_value('{"a":9}'), base_version=first.result.version
+    )
+    tokyo.Put(request, timeout=10)
+    got = tokyo.Get(state_pb2.GetRequest(scope="shop/carts", key="m"), timeout=10)
+    assert got.entry.value.json == b'{"a":9,"b":2}', got
+
+
+@check
+def counters_of_two_regions_add_up():
+    for stub in (tokyo, dallas):
+        stub.Increment(state_pb2.IncrementRequest(scope="stats/py", key="n", by=21), timeout=10)
+    for stub in state.values():
+        eventually(lambda: stub.Get(state_pb2.GetRequest(scope="stats/py", key="n")).entry.value.counter, 42)
+
+
+@check
+def a_request_id_has_one_effect():
+    options = state_pb2.WriteOptions(request_id=b"0123456789abcdef")
+    request = state_pb2.IncrementRequest(scope="stats/py", key="once", by=1, options=options)
+    first, second = (tokyo.Increment(request, timeout=10) for _ in range(2))
+    assert first.value == second.value == 1 and second.result.replayed
+
+
+@check
+def registers_expire():
+    value = state_pb2.Value(register=state_pb2.Register(content=b"\x00\xff", content_type="x/y"))
+    expiry = state_pb2.Expiry(ttl_ms=300)
+    tokyo.Put(state_pb2.PutRequest(scope="cache/py", key="k", value=value, expiry=expiry), timeout=10)
+    got = tokyo.Get(state_pb2.GetRequest(scope="cache/py", key="k"), timeout=10)
+    assert got.entry.value.register.content == b"\x00\xff"
+    eventually(lambda: tokyo.Get(state_pb2.GetRequest(scope="cache/py", key="k")).HasField("entry"), False)
+
+
+@check
+def a_scan_is_in_key_order():
+    for key in ("c", "a", "b"):
+        tokyo.Put(state_pb2.PutRequest(scope="shop/scan", key=key, value=json_value("{}")), timeout=10)
+    pages = tokyo.Scan(state_pb2.ScanRequest(scope="shop/scan"), timeout=10)
+    assert [entry.key for page in pages for entry in page.entries] == ["a", "b", "c"]
+
+
+@check
+def a_watch_shows_a_change_of_another_region():
+    stream = dallas.Watch(state_pb2.WatchRequest(scope="shop/watch", initial_values=True), timeout=30)
+    for response in stream:
+        kinds = [event.type for event in response.events]
+        if state_pb2.WATCH_EVENT_TYPE_CURRENT in kinds:
+            tokyo.Put(state_pb2.PutRequest(scope="shop/watch", key="w", value=json_value('{"x":1}')), timeout=10)
+        if any(event.type == state_pb2.WATCH_EVENT_TYPE_PUT and event.entry.key == "w" for event in response.events):
+            stream.cancel()
+            return
+    raise AssertionError("the stream ended")
+
+
+@check
+def stamps_are_unique_and_rise():
+    stamps = tokyo.Stamp(state_pb2.StampRequest(scope="shop/carts", count=50), timeout=10).stamps
+    assert list(stamps) == sorted(set(stamps)) and len(stamps) == 50
+
+
+@check
+def the_cluster_and_its_scopes_are_told():
+    cluster = cluster_pb2_grpc.ClusterServiceStub(channels["tokyo"])
+    assert {region.name for region in cluster.ListRegions(cluster_pb2.ListRegionsRequest()).regions} == set(channels)
+    scope = scope_pb2_grpc.ScopeServiceStub(channels["tokyo"]).GetScope(scope_pb2.GetScopeRequest(name="shop/carts"))
+    assert len(scope.scope.serving) == 3
+
+
+@check
+def reflection_lists_the_services():
+    services = ProtoReflectionDescriptorDatabase(channels["tokyo"]).get_services()
+    assert "tropism.v1.StateService" in services, services
+
+
+@check
+def bad_input_is_refused_with_field_and_reason():
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    get, put = tokyo.Get, tokyo.Put
+    refused(lambda: get(state_pb2.GetRequest(scope="", key="k")), invalid, "BAD_SCOPE", "scope")
+    refused(lambda: get(state_pb2.GetRequest(scope="a//b", key="k")), invalid, "BAD_SCOPE", "scope")
+    refused(lambda: get(state_pb2.GetRequest(scope="shop/x", key="")), invalid, "BAD_KEY", "key")
+    refused(lambda: get(state_pb2.GetRequest(scope="shop/x", key="k" * 513)), invalid, "BAD_KEY", "key")
+    for text in ("{", "[1]", '{"a":1,"a":2}', '{"n":1e999}', "{}x"):
+        request = state_pb2.PutRequest(scope="shop/x", key="bad", value=json_value(text))
+        try:
+            put(request, timeout=10)
+        except grpc.RpcError as error:
+            assert error.code() == invalid, f"{text}: {error.code()}"
+        else:
+            raise AssertionError(f"{text} was accepted")
+    deep = "[" * 5000 + "]" * 5000
+    try:
+        put(state_pb2.PutRequest(scope="shop/x", key="bad", value=json_value('{"a":' + deep + "}")), timeout=10)
+        raise AssertionError("5000 levels were accepted")
+    except grpc.RpcError as error:
+        assert error.code() in (invalid, grpc.StatusCode.RESOURCE_EXHAUSTED), error.code()
+    assert not get(state_pb2.GetRequest(scope="shop/x", key="bad"), timeout=10).HasField("entry")
+
+
+@check
+def garbage_instead_of_a_message_is_an_invalid_argument():
+    call = channels["tokyo"].unary_unary("/tropism.v1.StateService/Get")
+    refused(lambda: call(b"\xff\xff\xff", timeout=10), grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+passed = failed = 0
+for function in checks:
+    try:
+        function()
+        passed += 1
+        print(f"ok      {function.__name__}")
+    except Exception as error:  # noqa: BLE001: every failure is told
+        failed += 1
+        print(f"FAILED  {function.__name__}: {type(error).__name__}: {error}")
+print(f"{passed} passed, {failed} failed")
+sys.exit(1 if failed else 0)
