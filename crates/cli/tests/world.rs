@@ -115,7 +115,14 @@ fn three_regions_write_merge_survive_a_cut_a_killed_node_and_a_power_cut() {
     let mut world = World::start();
 
     // A write in one region is seen in all, byte for byte.
-    world.ok(&["put", "shop/carts", "alice", r#"{"note":"hi","items":[{"sku":"tea","n":2}]}"#, "--from", "tokyo"]);
+    world.ok(&[
+        "put",
+        "shop/carts",
+        "alice",
+        r#"{"note":"hi","items":[{"sku":"tea","n":2}]}"#,
+        "--from",
+        "tokyo",
+    ]);
     world.everywhere("shop/carts", "alice", r#"{"items":[{"n":2,"sku":"tea"}],"note":"hi"}"#);
 
     // Two regions edit one document; both edits stay.
@@ -152,7 +159,15 @@ fn three_regions_write_merge_survive_a_cut_a_killed_node_and_a_power_cut() {
 
     // A power cut of the whole world in the middle of writing loses nothing acknowledged.
     for number in 0..10 {
-        world.ok(&["put", "cache/pages", &format!("p{number}"), "--text", "kept", "--from", REGIONS[number % 3]]);
+        world.ok(&[
+            "put",
+            "cache/pages",
+            &format!("p{number}"),
+            "--text",
+            "kept",
+            "--from",
+            REGIONS[number % 3],
+        ]);
     }
     world.power_cut();
     world.start_again();

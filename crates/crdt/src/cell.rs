@@ -121,7 +121,10 @@ impl Counter {
 
     /// Every total as a floor: what a writer that found the key expired takes out of the sum.
     pub fn as_floors(&self) -> Vec<Floor> {
-        self.totals.iter().map(|(origin, (seq, total))| Floor { origin: *origin, seq: *seq, total: *total }).collect()
+        self.totals
+            .iter()
+            .map(|(origin, (seq, total))| Floor { origin: *origin, seq: *seq, total: *total })
+            .collect()
     }
 
     /// Merges one origin's total and the floors it carried.
@@ -347,7 +350,11 @@ mod tests {
     use crate::origin::NodeId;
 
     fn origin(node: u8) -> Origin {
-        Origin { node: NodeId::new(["a", "b", "c"][usize::from(node % 3)]).unwrap(), incarnation: 1, random: 0 }
+        Origin {
+            node: NodeId::new(["a", "b", "c"][usize::from(node % 3)]).unwrap(),
+            incarnation: 1,
+            random: 0,
+        }
     }
 
     fn change(node: u8, seq: u64, ms: u64, life: u64, expiry: ExpiryChange, body: Body) -> Change {

@@ -24,7 +24,9 @@ pub const RESERVATION_RENEW_MS: u64 = 500;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ClockError {
     /// The wall clock has not passed what was reserved before the last stop.
-    #[error("the wall clock ({wall_ms} ms) has not passed the last reservation ({reserved_ms} ms): writes wait")]
+    #[error(
+        "the wall clock ({wall_ms} ms) has not passed the last reservation ({reserved_ms} ms): writes wait"
+    )]
     BehindReservation {
         /// Wall clock now, Unix ms.
         wall_ms: u64,
@@ -225,10 +227,7 @@ mod tests {
     #[test]
     fn nothing_is_issued_beyond_the_reservation_and_nothing_below_the_last_one() {
         let mut clock = Clock::new(10_000, Stamp::ZERO, 10_900);
-        assert_eq!(
-            clock.tick(),
-            Err(ClockError::BehindReservation { wall_ms: 10_000, reserved_ms: 10_900 })
-        );
+        assert_eq!(clock.tick(), Err(ClockError::BehindReservation { wall_ms: 10_000, reserved_ms: 10_900 }));
         assert_eq!(clock.reservation_due(), None);
         clock.set_wall(10_901);
         assert_eq!(clock.tick(), Err(ClockError::ReservationUsedUp { reserved_ms: 0 }));

@@ -28,9 +28,8 @@ impl NodeId {
 
     /// Checks and takes a name.
     pub fn new(name: &str) -> Result<Self, NodeIdError> {
-        let refuse = |problem| {
-            Err(NodeIdError { shown: name.chars().take(Self::MAX_LEN + 1).collect(), problem })
-        };
+        let refuse =
+            |problem| Err(NodeIdError { shown: name.chars().take(Self::MAX_LEN + 1).collect(), problem });
         if name.is_empty() {
             return refuse("is empty");
         }

@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Origin, Stamp};
 use tropism_replica::{
-    BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket, Write,
-    WriteDone, WriteError,
+    BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
+    Write, WriteDone, WriteError,
 };
 use tropism_storage::{Head, Store, StoreError, View};
 
@@ -52,13 +52,16 @@ impl Time {
     /// An instant on the replica's monotonic clock.
     pub fn mono_us(&self, instant: Instant) -> u64 {
         // One second in, so that nothing is ever due before the beginning.
-        u64::try_from(instant.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX) + 1_000_000
+        u64::try_from(instant.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
+            + 1_000_000
     }
 }
 
 /// The wall clock, Unix ms; 0 before 1970.
 pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// What readers see: the state of the last synced commit.
@@ -270,7 +273,10 @@ impl Driver {
             }
         });
         let thread = thread.map_err(|error| {
-            StoreError::Engine(tropism_storage::EngineError { doing: "starting its thread", problem: error.to_string() })
+            StoreError::Engine(tropism_storage::EngineError {
+                doing: "starting its thread",
+                problem: error.to_string(),
+            })
         })?;
         Ok((Self { messages, thread: Some(thread) }, handle))
     }

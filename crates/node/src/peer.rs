@@ -114,7 +114,13 @@ fn refused(message: impl Into<String>) -> Status {
 
 impl Links {
     /// Links of a node.
-    pub fn new(handle: Handle, node: NodeId, cluster: String, secret: &[u8], peers: Vec<PeerAddress>) -> Self {
+    pub fn new(
+        handle: Handle,
+        node: NodeId,
+        cluster: String,
+        secret: &[u8],
+        peers: Vec<PeerAddress>,
+    ) -> Self {
         Self(Arc::new(Inner {
             handle,
             node,
@@ -225,15 +231,22 @@ impl Links {
         }
         if hello.cluster_id != self.0.cluster {
             let theirs = tropism_wire::error::echo(&hello.cluster_id);
-            return Err(refused(format!("the other side is of cluster {theirs}, this node of {}", self.0.cluster)));
+            return Err(refused(format!(
+                "the other side is of cluster {theirs}, this node of {}",
+                self.0.cluster
+            )));
         }
-        let (theirs, nonce) = hello_from_message(hello)
-            .map_err(|error| Problem::invalid_argument(Reason::MalformedRequest, "hello", error.to_string()))?;
+        let (theirs, nonce) = hello_from_message(hello).map_err(|error| {
+            Problem::invalid_argument(Reason::MalformedRequest, "hello", error.to_string())
+        })?;
         let Some(known) = self.0.peers.get(&theirs.node) else {
             return Err(refused(format!("node {} is no peer of {}", theirs.node, self.0.node)));
         };
         if known.region != theirs.region {
-            return Err(refused(format!("node {} is of region {}, not {}", theirs.node, known.region, theirs.region)));
+            return Err(refused(format!(
+                "node {} is of region {}, not {}",
+                theirs.node, known.region, theirs.region
+            )));
         }
         if dialled.is_some_and(|dialled| dialled.node != theirs.node) {
             return Err(refused(format!("node {} answered at another's address", theirs.node)));
@@ -245,7 +258,12 @@ impl Links {
         Ok((theirs, nonce))
     }
 
-    fn verify(&self, message: Message, theirs: (&NodeId, &[u8; 32]), own_nonce: &[u8; 32]) -> Result<(), Status> {
+    fn verify(
+        &self,
+        message: Message,
+        theirs: (&NodeId, &[u8; 32]),
+        own_nonce: &[u8; 32],
+    ) -> Result<(), Status> {
         let Message::Proof(proof) = message else { return Err(refused("a proof comes behind the hello")) };
         let expected = self.0.prover.proof(&self.0.cluster, theirs, (&self.0.node, own_nonce));
         if bool::from(expected.as_slice().ct_eq(&proof.hmac)) {
@@ -273,7 +291,11 @@ impl Links {
         let receiving = async {
             while let Some(message) = incoming.message().await? {
                 let frame = from_message(message).map_err(|error| {
-                    Status::from(Problem::invalid_argument(Reason::MalformedRequest, "frame", error.to_string()))
+                    Status::from(Problem::invalid_argument(
+                        Reason::MalformedRequest,
+                        "frame",
+                        error.to_string(),
+                    ))
                 })?;
                 if let Some(frame) = frame {
                     self.0.handle.frame(peer, connection, frame).await;

@@ -70,7 +70,8 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
             (Box::new(MemoryEngine::new()), None)
         }
         Engine::Disk => {
-            let options = DiskOptions { block_cache_bytes: config.limits.block_cache_bytes, ..DiskOptions::default() };
+            let options =
+                DiskOptions { block_cache_bytes: config.limits.block_cache_bytes, ..DiskOptions::default() };
             let (engine, witness) = tropism_disk::open(&config.node.data_dir, &options)?;
             if engine.cut_bytes() > 0 {
                 warn!(bytes = engine.cut_bytes(), "a torn tail that was never acknowledged was set aside");
@@ -102,7 +103,11 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         config
             .peers
             .iter()
-            .map(|peer| PeerAddress { node: peer.id, region: peer.region.clone(), address: peer.address.clone() })
+            .map(|peer| PeerAddress {
+                node: peer.id,
+                region: peer.region.clone(),
+                address: peer.address.clone(),
+            })
             .collect(),
     );
     let peer_thread = LinkThread { links, address: config.listen.peer };
@@ -140,7 +145,8 @@ async fn serve(
     mut failed: watch::Receiver<Option<Failure>>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     // One runtime per two cores: the replica, the store and the links need the others.
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
     let mut lanes = Vec::with_capacity(threads);
@@ -203,16 +209,18 @@ fn api_thread(api: &Api, number: usize) -> io::Result<Lane> {
                     .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             };
             // Most tools still ask for the first version.
-            let (reflection, reflection_alpha) = match (reflection().build_v1(), reflection().build_v1alpha()) {
+            let (reflection, reflection_alpha) = match (reflection().build_v1(), reflection().build_v1alpha())
+            {
                 (Ok(current), Ok(alpha)) => (Some(current), Some(alpha)),
                 (Err(error), _) | (_, Err(error)) => {
                     warn!(%error, "no reflection");
                     (None, None)
                 }
             };
-            let incoming = tokio_stream::StreamExt::filter_map(ReceiverStream::new(connections), |(stream, permit)| {
-                Connection::new(stream, permit).map(Ok::<_, io::Error>)
-            });
+            let incoming =
+                tokio_stream::StreamExt::filter_map(ReceiverStream::new(connections), |(stream, permit)| {
+                    Connection::new(stream, permit).map(Ok::<_, io::Error>)
+                });
             let served = Server::builder()
                 .tcp_nodelay(true)
                 .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -244,7 +252,8 @@ impl LinkThread {
     /// Listens, then accepts and dials on its own thread.
     async fn start(self) -> Result<(), ServeError> {
         let Self { links, address } = self;
-        let listener = std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })?;
+        let listener =
+            std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("links".into()).spawn(move || {
@@ -327,7 +336,11 @@ mod connection {
     }
 
     impl AsyncRead for Connection {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
             Pin::new(&mut self.stream).poll_read(cx, buf)
         }
     }

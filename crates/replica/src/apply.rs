@@ -100,7 +100,10 @@ impl Replica {
         changes: Vec<Bytes>,
     ) -> Result<(), ReplicaError> {
         if changes.len() > FRAME_CHANGES {
-            self.refuse(from, format!("{} changes in one frame, the limit is {FRAME_CHANGES}", changes.len()));
+            self.refuse(
+                from,
+                format!("{} changes in one frame, the limit is {FRAME_CHANGES}", changes.len()),
+            );
             return Ok(());
         }
         let mut staged = Staged::default();
@@ -124,11 +127,19 @@ impl Replica {
                 let told = vector.get(&origin);
                 self.tell(now, from, from, id, origin, told); // the sender does not know yet
                 self.event(Event::Duplicate);
-            } else if vector.get(&origin) + 1 == seq && sound.change.deps.iter().all(|(o, s)| vector.includes(o, *s)) {
+            } else if vector.get(&origin) + 1 == seq
+                && sound.change.deps.iter().all(|(o, s)| vector.includes(o, *s))
+            {
                 self.apply(now, store, from, sound, &mut staged)?;
                 self.release(now, store, id, &mut staged)?;
             } else {
-                let waits = Waits { change: sound.change, bytes: sound.bytes, from, row: sound.row, since_us: now.mono_us };
+                let waits = Waits {
+                    change: sound.change,
+                    bytes: sound.bytes,
+                    from,
+                    row: sound.row,
+                    since_us: now.mono_us,
+                };
                 let event = self.pending.insert(id, waits);
                 self.event(event);
             }
@@ -144,7 +155,13 @@ impl Replica {
     }
 
     /// Applies the waiting changes of a shard that wait no longer.
-    fn release(&mut self, now: Now, store: &mut Store, id: ShardId, staged: &mut Staged) -> Result<(), ReplicaError> {
+    fn release(
+        &mut self,
+        now: Now,
+        store: &mut Store,
+        id: ShardId,
+        staged: &mut Staged,
+    ) -> Result<(), ReplicaError> {
         loop {
             let Some(shard) = self.shards.cached(id) else { return Ok(()) };
             let vector = &shard.vector;
@@ -198,7 +215,13 @@ impl Replica {
     }
 
     /// Merges changes of one key, in order: one read, one merge of the document's content, one row.
-    fn merge(&mut self, store: &mut Store, id: ShardId, key: &str, changes: &[Change]) -> Result<(), ReplicaError> {
+    fn merge(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        key: &str,
+        changes: &[Change],
+    ) -> Result<(), ReplicaError> {
         let mut row = store.value(id, key)?.unwrap_or_default();
         let mut edits: Vec<&Change> = Vec::new();
         let life = row.cell.life;

@@ -15,11 +15,11 @@ use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
 use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want};
 use crate::limits::{
-    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
-    SILENT_US, TELL_LAZILY_US,
+    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES,
+    RESEND_US, SILENT_US, TELL_LAZILY_US,
 };
-use crate::reconcile::Suspects;
 use crate::recent::Logged;
+use crate::reconcile::Suspects;
 use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
 
 /// Stability samples remembered per link; more are merged.
@@ -101,7 +101,12 @@ struct Sent {
 
 impl Outstanding {
     fn add(&mut self, key: LogKey, commit: u64, bytes: usize, due_us: u64) {
-        self.changes.entry((key.shard, key.origin)).or_default().push_back(Sent { seq: key.seq, commit, bytes, due_us });
+        self.changes.entry((key.shard, key.origin)).or_default().push_back(Sent {
+            seq: key.seq,
+            commit,
+            bytes,
+            due_us,
+        });
         *self.commits.entry(commit).or_insert(0) += 1;
         self.count += 1;
         self.bytes += bytes;
@@ -247,7 +252,8 @@ impl Link {
     /// The peer's clock less ours as far as it is certain: the end of the interval that is nearer to zero.
     pub(crate) fn certain_offset_ms(&self, now: Now) -> Option<i64> {
         let (offset, error, at_us) = self.session.as_ref()?.offset_ms?;
-        (at_us + DEAD_US > now.mono_us).then(|| if offset < 0 { (offset + error).min(0) } else { (offset - error).max(0) })
+        (at_us + DEAD_US > now.mono_us)
+            .then(|| if offset < 0 { (offset + error).min(0) } else { (offset - error).max(0) })
     }
 
     pub(crate) fn status(&self, now: Now) -> LinkStatus {
@@ -305,7 +311,8 @@ impl Replica {
             && (saw.commit > head.commit || saw.commit == head.commit && saw.hash != head.hash)
             && saw.incarnation < own.incarnation
         {
-            let reason = format!("commit {} of this store was seen, the store ends at {}", saw.commit, head.commit);
+            let reason =
+                format!("commit {} of this store was seen, the store ends at {}", saw.commit, head.commit);
             let event = Event::Short { by: hello.node, reason };
             self.event(event);
             return;
@@ -391,7 +398,15 @@ impl Replica {
     }
 
     /// Notes that a vector rose, to be told to `to`: soon to whom it came from, lazily to others.
-    pub(crate) fn tell(&mut self, now: Now, to: NodeId, source: NodeId, shard: ShardId, origin: Origin, seq: u64) {
+    pub(crate) fn tell(
+        &mut self,
+        now: Now,
+        to: NodeId,
+        source: NodeId,
+        shard: ShardId,
+        origin: Origin,
+        seq: u64,
+    ) {
         let Some(session) = self.links.get_mut(&to).and_then(|link| link.session.as_mut()) else { return };
         let entry = session.told.entry((shard, origin)).or_insert(0);
         *entry = seq.max(*entry);
@@ -497,7 +512,9 @@ impl Replica {
             .map(|link| link.peer.node)
             .collect();
         for peer in peers {
-            let Some(session) = self.links.get(&peer).and_then(|link| link.session.as_ref()) else { continue };
+            let Some(session) = self.links.get(&peer).and_then(|link| link.session.as_ref()) else {
+                continue;
+            };
             if session.last_heard_us + DEAD_US <= now.mono_us {
                 self.outputs.push_back(Output::Disconnect { peer, reason: "nothing heard" });
                 self.link_down(peer);
@@ -552,7 +569,8 @@ impl Replica {
             && session.outstanding.bytes < CREDIT_BYTES
             && session.outstanding.count < OUTSTANDING_CHANGES
         {
-            let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)? else {
+            let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)?
+            else {
                 if session.position < open - 1 {
                     session.position = open - 1; // the open commit may still grow
                     session.partial = 0;
@@ -572,9 +590,10 @@ impl Replica {
                 session.partial += 1;
                 let author = logged.key.origin.node;
                 let has_it = logged.from == Some(peer) || author == peer && commit > session.distrusted;
-                let shared = self.shards.cached(logged.key.shard).is_none_or(|shard| {
-                    shard.record.members().any(|member| *member == region)
-                });
+                let shared = self
+                    .shards
+                    .cached(logged.key.shard)
+                    .is_none_or(|shard| shard.record.members().any(|member| *member == region));
                 if has_it || !shared {
                     continue;
                 }

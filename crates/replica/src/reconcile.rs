@@ -54,7 +54,12 @@ impl Replica {
     }
 
     /// A peer shows sums: answers with the next level of the ranges that differ.
-    pub(crate) fn compare(&mut self, store: &Store, from: NodeId, compare: Compare) -> Result<(), ReplicaError> {
+    pub(crate) fn compare(
+        &mut self,
+        store: &Store,
+        from: NodeId,
+        compare: Compare,
+    ) -> Result<(), ReplicaError> {
         let Compare { group, level, sums } = compare;
         let known = self.shards.group(group);
         let differ: Vec<u16> = sums
@@ -90,7 +95,12 @@ impl Replica {
     }
 
     /// Our shards of a group in some slots, with their vectors.
-    fn vectors_of(&self, store: &Store, group: u64, slots: &[u16]) -> Result<Vec<(ShardRow, Vector)>, ReplicaError> {
+    fn vectors_of(
+        &self,
+        store: &Store,
+        group: u64,
+        slots: &[u16],
+    ) -> Result<Vec<(ShardRow, Vector)>, ReplicaError> {
         let mut shards = Vec::new();
         for slot in slots {
             for row in store.scan(Space::Shards, &slot.to_be_bytes(), &(slot + 1).to_be_bytes()) {
@@ -139,9 +149,17 @@ impl Replica {
     }
 
     /// Asks a peer for what it showed to have and what did not come by itself.
-    pub(crate) fn want_suspects(&mut self, now: Now, store: &Store, peer: NodeId) -> Result<(), ReplicaError> {
-        let Some(suspects) = self.links.get_mut(&peer).and_then(|link| link.suspects()) else { return Ok(()) };
-        let due: Vec<_> = suspects.due.iter().filter(|(_, (due, _))| *due <= now.mono_us).map(|(k, v)| (*k, v.1)).collect();
+    pub(crate) fn want_suspects(
+        &mut self,
+        now: Now,
+        store: &Store,
+        peer: NodeId,
+    ) -> Result<(), ReplicaError> {
+        let Some(suspects) = self.links.get_mut(&peer).and_then(|link| link.suspects()) else {
+            return Ok(());
+        };
+        let due: Vec<_> =
+            suspects.due.iter().filter(|(_, (due, _))| *due <= now.mono_us).map(|(k, v)| (*k, v.1)).collect();
         for ((shard, origin), to) in due {
             let from = store.vector(shard)?.get(&origin) + 1;
             if let Some(suspects) = self.links.get_mut(&peer).and_then(|link| link.suspects()) {

@@ -183,7 +183,9 @@ pub enum BootError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store is somebody else's.
-    #[error("the store belongs to node {found_node} of cluster {found_cluster:?}, not to {node} of {cluster:?}")]
+    #[error(
+        "the store belongs to node {found_node} of cluster {found_cluster:?}, not to {node} of {cluster:?}"
+    )]
     OtherNode {
         /// This node.
         node: NodeId,
@@ -274,7 +276,9 @@ impl Replica {
     /// durable after the driver's first turn, before which nothing leaves.
     pub fn boot(now: Now, store: &mut Store, identity: Identity) -> Result<Self, BootError> {
         let header = match store.row::<Header>(Space::Node, &NodeKey::Header.encode())? {
-            Some(header) if header.format != STORE_FORMAT => return Err(BootError::Format { found: header.format }),
+            Some(header) if header.format != STORE_FORMAT => {
+                return Err(BootError::Format { found: header.format });
+            }
             Some(header) if header.node != identity.node || header.cluster != identity.cluster => {
                 return Err(BootError::OtherNode {
                     node: identity.node,
@@ -313,7 +317,8 @@ impl Replica {
             None => head + 1,
         };
         let documents = Documents::new(origin, identity.cache_bytes);
-        let paths = identity.rules.iter().map(|rule| (rule.name.to_string(), paths_of(&rule.policy))).collect();
+        let paths =
+            identity.rules.iter().map(|rule| (rule.name.to_string(), paths_of(&rule.policy))).collect();
         let mut replica = Self {
             identity,
             origin,
@@ -451,10 +456,10 @@ impl Replica {
     /// has said nothing.
     pub fn staleness_ms(&self) -> Option<u64> {
         let wall = self.clock.wall_ms();
-        self.links.values().map(|link| link.closed().map(|closed| wall.saturating_sub(closed.unix_ms()))).try_fold(
-            0,
-            |most, staleness| Some(most.max(staleness?)),
-        )
+        self.links
+            .values()
+            .map(|link| link.closed().map(|closed| wall.saturating_sub(closed.unix_ms())))
+            .try_fold(0, |most, staleness| Some(most.max(staleness?)))
     }
 
     /// Renews the reservation when it runs low. It is durable with the turn in which a stamp beyond the old one is used.
@@ -495,7 +500,8 @@ impl Replica {
 
     /// A write that waits is acknowledged by a region's disk.
     pub(crate) fn acknowledged(&mut self, shard: ShardId, seq: u64, region: &RegionName) {
-        let (from, to) = (LogKey { shard, origin: self.origin, seq: 0 }, LogKey { shard, origin: self.origin, seq });
+        let (from, to) =
+            (LogKey { shard, origin: self.origin, seq: 0 }, LogKey { shard, origin: self.origin, seq });
         let mut done = Vec::new();
         for (key, waiting) in self.waiting.range_mut(from..=to) {
             if !waiting.regions.contains(region) {
@@ -521,7 +527,8 @@ impl Replica {
         while let Some((key, waiting)) =
             self.waiting.iter().find(|(_, w)| w.deadline_us <= now.mono_us).map(|(k, w)| (*k, w))
         {
-            let error = WriteError::NotAcknowledged { needed: waiting.needed, regions: waiting.regions.clone() };
+            let error =
+                WriteError::NotAcknowledged { needed: waiting.needed, regions: waiting.regions.clone() };
             let ticket = waiting.ticket;
             self.waiting.remove(&key);
             self.outputs.push_back(Output::Reply { ticket, outcome: Err(error) });

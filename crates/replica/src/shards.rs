@@ -153,9 +153,7 @@ impl Shards {
     /// The group of a record's members, made when it is new.
     fn group_for(&mut self, record: &PlacementRecord) -> u64 {
         let (group, members) = group_of(record);
-        self.sums
-            .entry(group)
-            .or_insert_with(|| Sums { members, slots: vec![0; usize::from(SLOTS)].into() });
+        self.sums.entry(group).or_insert_with(|| Sums { members, slots: vec![0; usize::from(SLOTS)].into() });
         group
     }
 

@@ -45,7 +45,9 @@ impl Replica {
         let rows = page(store, Space::Values, &mut self.sweep.values)?;
         for (name, bytes) in rows {
             let Some((shard, key)) = name.get(2..18).zip(name.get(18..)) else { continue };
-            let (Ok(shard), Ok(key)) = (shard.try_into().map(ShardId), std::str::from_utf8(key)) else { continue };
+            let (Ok(shard), Ok(key)) = (shard.try_into().map(ShardId), std::str::from_utf8(key)) else {
+                continue;
+            };
             let Ok(committed) = ValueRow::decode(&bytes) else { continue }; // reads say so; the sweep goes on
             let expired = committed.cell.alive() && committed.cell.expired(now.wall_ms);
             let hidden = !committed.cell.alive() && committed.commit <= stable;
@@ -58,7 +60,10 @@ impl Replica {
             }
             if expired {
                 self.delete_expired(now, store, shard, key, row)?;
-            } else if row.cell.content != Content::Empty || row.cell.written.is_some() || row.cell.expiry.is_some() {
+            } else if row.cell.content != Content::Empty
+                || row.cell.written.is_some()
+                || row.cell.expiry.is_some()
+            {
                 self.documents.clear(store, shard, key, row.cell.life + 1)?;
                 let cell = Cell { life: row.cell.life, deleted_at: row.cell.deleted_at, ..Cell::default() };
                 store.put_value(shard, key, &ValueRow { parked: None, cell, ..row });
@@ -88,7 +93,14 @@ impl Replica {
         }
         let Ok(stamp) = self.clock.tick() else { return Ok(()) };
         let body = Body::Delete { deleted_at: Stamp::new(expired_ms, 0) };
-        let change = self.change_of(store, &record, description.index, stamp, key, (row.cell.life, body, ExpiryChange::Keep))?;
+        let change = self.change_of(
+            store,
+            &record,
+            description.index,
+            stamp,
+            key,
+            (row.cell.life, body, ExpiryChange::Keep),
+        )?;
         self.commit_own(store, shard, row, change, None)?;
         self.event(Event::Expired);
         Ok(())

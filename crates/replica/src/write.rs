@@ -27,8 +27,8 @@ pub struct Write {
     pub op: WriteOp,
     /// Only if this holds here and now.
     pub precondition: Option<Precondition>,
-    /// When the key is to expire, Unix ms. `None`: for ever, or as the policy says, for a put; as before otherwise.
-    pub expires_at_ms: Option<u64>,
+    /// When the key is to expire. `Keep`: for a put as the policy says, else never; for an edit as before.
+    pub expiry: ExpiryChange,
     /// When to answer. `None`: as the policy says.
     pub durability: Option<Durability>,
     /// When the caller stops waiting for other regions, in `mono_us`.
@@ -70,7 +70,7 @@ pub enum WriteOp {
     },
     /// Deletes what is visible.
     Delete,
-    /// Sets ([`Write::expires_at_ms`]) or clears the expiry of what is visible.
+    /// Sets or clears ([`Write::expiry`]) the expiry of what is visible.
     Expire,
 }
 
@@ -134,7 +134,9 @@ pub enum WriteError {
     #[error("{0}; no effect, try another region or later")]
     Clock(#[from] ClockError),
     /// The clock is ahead of most peers.
-    #[error("this node's clock is ahead of most of its peers: it takes no writes; no effect, try another node")]
+    #[error(
+        "this node's clock is ahead of most of its peers: it takes no writes; no effect, try another node"
+    )]
     Fenced,
     /// The key is visible, and the write wanted it absent.
     #[error("the key exists; no effect")]
@@ -154,9 +156,12 @@ pub enum WriteError {
     /// A version that this service never gave out.
     #[error("the version is malformed: {0}; no effect")]
     MalformedVersion(&'static str),
-    /// The base version is not known here, or is of an earlier life of the key.
-    #[error("the base version {0}; no effect")]
-    UnknownVersion(&'static str),
+    /// The base version is not known here, or not yet.
+    #[error("the base version is not known here (yet); no effect")]
+    UnknownVersion,
+    /// The base version is of an earlier life of the key.
+    #[error("the base version is of another life of the key: it was deleted since; no effect")]
+    EarlierLife,
     /// The document cannot become what was asked for.
     #[error("{0}; no effect")]
     Document(DocumentError),
@@ -204,7 +209,7 @@ pub enum WriteError {
 impl From<DocumentError> for WriteError {
     fn from(error: DocumentError) -> Self {
         match error {
-            DocumentError::UnknownBase => Self::UnknownVersion("is not known here (yet)"),
+            DocumentError::UnknownBase => Self::UnknownVersion,
             error => Self::Document(error),
         }
     }
@@ -257,7 +262,7 @@ fn base_heads(version: &[u8], cell: &Cell, shown: bool) -> Result<Heads, WriteEr
         return Err(WriteError::MalformedVersion("its hashes are cut off or too many"));
     }
     if life != cell.life || !shown {
-        return Err(WriteError::UnknownVersion("is of another life of the key: it was deleted since"));
+        return Err(WriteError::EarlierLife);
     }
     Ok(Heads::from_hashes(hashes.to_vec()))
 }
@@ -411,7 +416,8 @@ impl Replica {
             return Ok(Some(Err(WriteError::NotAcknowledged { needed, regions })));
         }
         let now = store.value(id, &write.key)?.unwrap_or_default();
-        let (version, existed, counter) = row.reply.unwrap_or_else(|| (version_of(&now.cell), false, counter_of(&now.cell)));
+        let (version, existed, counter) =
+            row.reply.unwrap_or_else(|| (version_of(&now.cell), false, counter_of(&now.cell)));
         Ok(Some(Ok(WriteDone {
             shard: id,
             change: Some(row.change),
@@ -475,17 +481,14 @@ impl Replica {
         let known = *cell != Cell::default();
         let reborn = known && !cell.alive() && record.kind != Kind::Register;
         let next_life = cell.life + u64::from(beyond || reborn);
-        let put_expiry = match (write.expires_at_ms, record.policy.expiry) {
-            (Some(at), _) => ExpiryChange::At(at),
-            (None, Some(after)) => ExpiryChange::At(
+        let put_expiry = match (write.expiry, record.policy.expiry) {
+            (ExpiryChange::Keep, Some(after)) => ExpiryChange::At(
                 now.wall_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
             ),
-            (None, None) => ExpiryChange::Clear,
+            (ExpiryChange::Keep, None) => ExpiryChange::Clear,
+            (said, _) => said,
         };
-        let keep_expiry = match write.expires_at_ms {
-            None if existed => ExpiryChange::Keep,
-            _ => put_expiry,
-        };
+        let keep_expiry = if existed { write.expiry } else { put_expiry };
         let plan = match &write.op {
             WriteOp::PutRegister { content_type, bytes } => Plan {
                 life: next_life,
@@ -497,11 +500,9 @@ impl Replica {
                 body: Body::Document { change: Bytes::new() }, // `edit` makes it
                 expiry: put_expiry,
             },
-            WriteOp::Patch { .. } => Plan {
-                life: next_life,
-                body: Body::Document { change: Bytes::new() },
-                expiry: keep_expiry,
-            },
+            WriteOp::Patch { .. } => {
+                Plan { life: next_life, body: Body::Document { change: Bytes::new() }, expiry: keep_expiry }
+            }
             WriteOp::Increment { by } => {
                 let counter = match &cell.content {
                     Content::Counter(counter) if next_life == cell.life => counter.clone(),
@@ -510,21 +511,24 @@ impl Replica {
                 let floors = if existed { Vec::new() } else { counter.as_floors() };
                 let value = if existed { counter.sum() } else { Some(0) };
                 let total = counter.total(&self.origin).checked_add(i128::from(*by));
-                let fits = value.and_then(|v| v.checked_add(i128::from(*by))).is_some_and(|v| i64::try_from(v).is_ok());
+                let fits = value
+                    .and_then(|v| v.checked_add(i128::from(*by)))
+                    .is_some_and(|v| i64::try_from(v).is_ok());
                 let (true, Some(total)) = (fits, total) else { return Err(WriteError::CounterOverflow) };
                 Plan { life: next_life, body: Body::Counter { total, floors }, expiry: keep_expiry }
             }
             WriteOp::Delete if !existed => return Ok(None),
             WriteOp::Delete => {
                 // As of the change's own stamp, which comes next.
-                Plan { life: next_life, body: Body::Delete { deleted_at: Stamp::ZERO }, expiry: ExpiryChange::Keep }
+                Plan {
+                    life: next_life,
+                    body: Body::Delete { deleted_at: Stamp::ZERO },
+                    expiry: ExpiryChange::Keep,
+                }
             }
             WriteOp::Expire if !existed => return Err(WriteError::NotFound),
             WriteOp::Expire if beyond => return Err(WriteError::Fenced),
-            WriteOp::Expire => {
-                let expiry = write.expires_at_ms.map_or(ExpiryChange::Clear, ExpiryChange::At);
-                Plan { life: cell.life, body: Body::Touch, expiry }
-            }
+            WriteOp::Expire => Plan { life: cell.life, body: Body::Touch, expiry: put_expiry },
         };
         Ok(Some(plan))
     }
@@ -545,10 +549,11 @@ impl Replica {
             WriteOp::PutDocument { base, .. } | WriteOp::Patch { base, .. } => base.as_ref(),
             _ => None,
         };
-        let base = match base.map(|version| base_heads(version, cell, existed && life == cell.life)).transpose() {
-            Ok(base) => base,
-            Err(error) => return Ok(Err(error)),
-        };
+        let base =
+            match base.map(|version| base_heads(version, cell, existed && life == cell.life)).transpose() {
+                Ok(base) => base,
+                Err(error) => return Ok(Err(error)),
+            };
         let paths = self.paths.get(record.rule.as_ref()).cloned().unwrap_or_default();
         let document = match self.documents.get(store, id, &write.key, life) {
             Ok(loaded) => &mut loaded.document,

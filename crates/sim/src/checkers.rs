@@ -90,7 +90,8 @@ impl Checkers {
         seen.commit = head;
         for (shard, vector) in &seen.vectors {
             if store.vector(*shard).ok().as_ref() != Some(vector) {
-                self.violations.push(format!("{id}: the stored vector of {shard} is not what its log adds up to"));
+                self.violations
+                    .push(format!("{id}: the stored vector of {shard} is not what its log adds up to"));
             }
         }
         let stable = replica.stable_commit();
@@ -125,11 +126,13 @@ impl Checkers {
                 None => self.violations.push(format!("{id}: applied {key:?}, which nobody made")),
                 Some(deps) => {
                     if !vector.dominates(deps) {
-                        self.violations.push(format!("{id}: applied {key:?} before what its author had seen"));
+                        self.violations
+                            .push(format!("{id}: applied {key:?} before what its author had seen"));
                     }
                     let stable = seen.stable_vectors.get(&key.shard);
                     if stable.is_some_and(|stable| !deps.dominates(stable)) {
-                        self.violations.push(format!("{id}: {key:?} arrived without having seen what was stable"));
+                        self.violations
+                            .push(format!("{id}: {key:?} arrived without having seen what was stable"));
                     }
                 }
             }
@@ -151,7 +154,8 @@ impl Checkers {
         let Some(seen) = self.seen.get(&node) else { return };
         while let Some((stamp, key)) = authored.get(*checked).filter(|(stamp, _)| *stamp <= closed) {
             if !seen.vectors.get(&key.shard).is_some_and(|vector| vector.includes(&key.origin, key.seq)) {
-                self.violations.push(format!("{id}: holds {peer} for closed at {closed}, lacks {key:?} of {stamp}"));
+                self.violations
+                    .push(format!("{id}: holds {peer} for closed at {closed}, lacks {key:?} of {stamp}"));
             }
             *checked += 1;
         }
@@ -167,7 +171,10 @@ impl Checkers {
                 continue;
             }
             let cells = |store: &Store| -> Vec<_> {
-                store.values(shard, "", None).map(|row| row.map(|(key, row)| (key, shown(row.cell)))).collect()
+                store
+                    .values(shard, "", None)
+                    .map(|row| row.map(|(key, row)| (key, shown(row.cell))))
+                    .collect()
             };
             let (ours, theirs) = (cells(a.1), cells(b.1));
             if ours != theirs {
@@ -217,7 +224,9 @@ impl Checkers {
             for value in store.values(row.id(), "", None).flatten() {
                 let (key, value) = value;
                 let Content::Counter(counter) = &value.cell.content else { continue };
-                let Some(bounds) = added.get(&(row.scope.name.as_str().to_owned(), key.clone())) else { continue };
+                let Some(bounds) = added.get(&(row.scope.name.as_str().to_owned(), key.clone())) else {
+                    continue;
+                };
                 let Some(sum) = counter.value() else { continue };
                 if bounds.simple && !(bounds.least..=bounds.most).contains(&sum) {
                     self.violations.push(format!(
@@ -254,4 +263,3 @@ impl Default for CounterBounds {
         Self { least: 0, most: 0, simple: true }
     }
 }
-

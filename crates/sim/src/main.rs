@@ -102,7 +102,10 @@ fn simulate(arguments: &Arguments) -> ExitCode {
             break;
         }
         if !arguments.json {
-            println!("seed {seed}: {} operations, {} faults, trace {:016x}", report.operations, report.faults, report.trace);
+            println!(
+                "seed {seed}: {} operations, {} faults, trace {:016x}",
+                report.operations, report.faults, report.trace
+            );
         }
     }
     summary.trace = format!("{trace:016x}");

@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::Bytes;
-use tropism_crdt::NodeId;
 use tropism_crdt::document::PatchOp;
 use tropism_crdt::json::{Json, Pointer};
+use tropism_crdt::{ExpiryChange, NodeId};
 use tropism_placement::{Durability, Kind, RegionName, Regions, Rules, ScopeName};
 use tropism_replica::{
-    Event, Frame, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write, WriteDone, WriteError, WriteOp,
+    Event, Frame, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write, WriteDone,
+    WriteError, WriteOp,
 };
 use tropism_storage::{LogKey, Store};
 
@@ -286,7 +287,10 @@ impl World {
 
     fn run(&mut self) {
         while self.checkers.violations.is_empty() {
-            if !self.settling && self.report.operations >= self.size.operations && self.report.faults >= self.size.faults {
+            if !self.settling
+                && self.report.operations >= self.size.operations
+                && self.report.faults >= self.size.faults
+            {
                 self.settle();
             }
             let Some(Reverse(at)) = self.queue.pop() else { break };
@@ -302,7 +306,9 @@ impl World {
                     .iter()
                     .filter_map(|n| n.running.as_ref().map(|(_, r)| (n.id, r.status(self.now_of(n)))))
                     .collect();
-                self.checkers.violations.push(format!("not equal {SETTLE_LIMIT_US} us after the last fault: {status:#?}"));
+                self.checkers
+                    .violations
+                    .push(format!("not equal {SETTLE_LIMIT_US} us after the last fault: {status:#?}"));
             }
         }
         self.finish();
@@ -545,7 +551,9 @@ impl World {
             return; // a sample: the whole state is compared
         }
         let other = self.rng.index(self.nodes.len());
-        let (Some((a, _)), Some((b, _))) = (&self.nodes[at].running, &self.nodes[other].running) else { return };
+        let (Some((a, _)), Some((b, _))) = (&self.nodes[at].running, &self.nodes[other].running) else {
+            return;
+        };
         if at != other {
             self.checkers.equal((self.nodes[at].id, a), (self.nodes[other].id, b));
         }
@@ -686,7 +694,8 @@ impl World {
         if self.settling || self.report.operations >= self.size.operations {
             return;
         }
-        let pause = if self.rng.chance(5) { self.rng.between(0, 300_000) } else { self.rng.between(0, 40_000) };
+        let pause =
+            if self.rng.chance(5) { self.rng.between(0, 300_000) } else { self.rng.between(0, 40_000) };
         self.schedule(pause, What::Operate);
         let at = self.rng.index(self.nodes.len());
         if self.nodes[at].running.is_none() {
@@ -708,7 +717,11 @@ impl World {
             _ if kind == Kind::Document => self.document_op(ticket),
             _ => WriteOp::PutRegister { content_type: String::new(), bytes: Bytes::from(value.clone()) },
         };
-        let expires_at_ms = self.rng.chance(8).then(|| now.wall_ms + self.rng.between(0, 5_000));
+        let expiry = if self.rng.chance(8) {
+            ExpiryChange::At(now.wall_ms + self.rng.between(0, 5_000))
+        } else {
+            ExpiryChange::Keep
+        };
         let durability = match self.rng.between(0, 9) {
             0 => Some(Durability::Regions(self.rng.between(1, self.nodes.len() as u64) as u16)),
             1 => Some(Durability::Local),
@@ -720,7 +733,7 @@ impl World {
         if counts {
             let bounds = self.counters.entry((scope_name.clone(), key.clone())).or_default();
             match &op {
-                WriteOp::Increment { by } if expires_at_ms.is_none() => {
+                WriteOp::Increment { by } if expiry == ExpiryChange::Keep => {
                     // Unknown until the reply.
                     if *by >= 0 { bounds.most += by } else { bounds.least += by }
                 }
@@ -734,7 +747,7 @@ impl World {
             key,
             op,
             precondition,
-            expires_at_ms,
+            expiry,
             durability,
             deadline_us: now.mono_us + self.rng.between(100_000, 3_000_000),
             request_id: self.rng.chance(10).then(|| u128::from(ticket).to_be_bytes()),
@@ -750,14 +763,24 @@ impl World {
         let value = Json::Int(ticket as i64);
         let operation = match self.rng.between(0, 9) {
             0..3 => {
-                let fields = [("n", Json::Int(0)), ("text", Json::String("abc".into())), ("list", Json::Array(vec![value]))];
-                let value = Json::Object(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
+                let fields = [
+                    ("n", Json::Int(0)),
+                    ("text", Json::String("abc".into())),
+                    ("list", Json::Array(vec![value])),
+                ];
+                let value =
+                    Json::Object(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect());
                 return WriteOp::PutDocument { value, base: None };
             }
             3 => PatchOp::Increment { path: path("/n"), by: 3 },
             4 => PatchOp::Insert { path: path("/list/0"), value },
             5 => PatchOp::Remove { path: path(&field) },
-            6 => PatchOp::SpliceText { path: path("/text"), index: 1, delete: 1, insert: format!("<{ticket}>") },
+            6 => PatchOp::SpliceText {
+                path: path("/text"),
+                index: 1,
+                delete: 1,
+                insert: format!("<{ticket}>"),
+            },
             _ => PatchOp::Set { path: path(&field), value },
         };
         WriteOp::Patch { operations: vec![operation], base: None }
@@ -770,15 +793,25 @@ impl World {
         let bounds = self.counters.entry((operation.scope.clone(), operation.key.clone())).or_default();
         match outcome {
             Ok(done) => {
-                if operation.by >= 0 { bounds.least += operation.by } else { bounds.most += operation.by }
+                if operation.by >= 0 {
+                    bounds.least += operation.by
+                } else {
+                    bounds.most += operation.by
+                }
                 if let Some((origin, seq)) = done.change {
                     self.checkers.acknowledged(done.shard, LogKey { shard: done.shard, origin, seq });
                     self.cover("a write was acknowledged");
                 }
             }
-            Err(WriteError::NotAcknowledged { .. }) => self.cover("other regions did not acknowledge in time"),
+            Err(WriteError::NotAcknowledged { .. }) => {
+                self.cover("other regions did not acknowledge in time")
+            }
             Err(error) => {
-                if operation.by >= 0 { bounds.most -= operation.by } else { bounds.least -= operation.by }
+                if operation.by >= 0 {
+                    bounds.most -= operation.by
+                } else {
+                    bounds.least -= operation.by
+                }
                 self.checkers.refused(&operation.scope, &operation.key, &operation.value);
                 self.cover(match error {
                     WriteError::Clock(_) => "a write was refused by the clock",
@@ -802,7 +835,11 @@ impl World {
         self.report.faults += 1;
         let a = self.rng.index(self.nodes.len());
         let b = (a + 1 + self.rng.index(self.nodes.len() - 1)) % self.nodes.len();
-        let lasts = if self.rng.chance(15) { self.rng.between(5_000_000, 20_000_000) } else { self.rng.between(10_000, 4_000_000) };
+        let lasts = if self.rng.chance(15) {
+            self.rng.between(5_000_000, 20_000_000)
+        } else {
+            self.rng.between(10_000, 4_000_000)
+        };
         let (kind, mend) = match self.rng.between(0, 9) {
             0 | 1 => {
                 self.cut(a, b);

@@ -115,7 +115,13 @@ mod tests {
     use crate::engine::StoreKey;
 
     fn put(key: &str) -> Batch {
-        Batch { writes: vec![(Space::Node, StoreKey::new(key.as_bytes().to_vec()), Some(Bytes::from_static(b"v")))] }
+        Batch {
+            writes: vec![(
+                Space::Node,
+                StoreKey::new(key.as_bytes().to_vec()),
+                Some(Bytes::from_static(b"v")),
+            )],
+        }
     }
 
     fn keys(view: &dyn View) -> Vec<Bytes> {

@@ -2,9 +2,7 @@
 
 use bytes::Bytes;
 use tropism_crdt::cell::Cell;
-use tropism_crdt::codec::{
-    DecodeError, Reader, checked, put_bytes, put_checksum, put_varint,
-};
+use tropism_crdt::codec::{DecodeError, Reader, checked, put_bytes, put_checksum, put_varint};
 use tropism_crdt::vector::{decode_entries, encode_entries};
 use tropism_crdt::{NodeId, Origin, Stamp};
 use tropism_placement::{Kind, ScopeId, ScopeName, ShardId};

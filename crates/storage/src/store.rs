@@ -245,7 +245,8 @@ impl Store {
         let end = after_prefix(&prefix);
         let committed = self.engine.scan(Space::Edits, &prefix, &end);
         let mut pieces: BTreeMap<Bytes, Bytes> = committed.collect::<Result<_, _>>()?;
-        let open = self.open[Space::Edits as usize].range::<[u8], _>((Included(&prefix[..]), Excluded(&end[..])));
+        let open =
+            self.open[Space::Edits as usize].range::<[u8], _>((Included(&prefix[..]), Excluded(&end[..])));
         for (name, piece) in open {
             let name = name.as_bytes();
             match piece {
@@ -322,7 +323,10 @@ mod tests {
     }
 
     fn value(text: &'static str) -> ValueRow {
-        let content = Content::Register(Register { content_type: "t".into(), bytes: Bytes::from_static(text.as_bytes()) });
+        let content = Content::Register(Register {
+            content_type: "t".into(),
+            bytes: Bytes::from_static(text.as_bytes()),
+        });
         let cell = Cell { written: Some((Stamp::new(1, 1), origin())), content, ..Cell::default() };
         ValueRow { commit: 1, last: vec![(origin(), 1)], parked: None, cell }
     }

@@ -108,7 +108,9 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
     use v1::link_frame::Frame as Message;
     let Some(body) = message.frame else { return Ok(None) };
     let body = match body {
-        Message::Hello(_) | Message::Proof(_) => return Err(malformed("a handshake in the middle of a link")),
+        Message::Hello(_) | Message::Proof(_) => {
+            return Err(malformed("a handshake in the middle of a link"));
+        }
         Message::Changes(changes) => FrameBody::Changes(unpack(changes)?),
         Message::Told(told) => FrameBody::Told(Told {
             commit: told.commit_number,
@@ -191,11 +193,8 @@ pub fn hello_from_message(message: &v1::Hello) -> Result<(Hello, [u8; 32]), Fram
         .seen
         .as_ref()
         .map(|seen| {
-            let state = Seen {
-                incarnation: seen.incarnation,
-                commit: seen.commit_number,
-                hash: seen.running_hash,
-            };
+            let state =
+                Seen { incarnation: seen.incarnation, commit: seen.commit_number, hash: seen.running_hash };
             Ok::<_, FrameError>((store_id(&seen.store_id)?, state))
         })
         .transpose()?;
@@ -241,7 +240,8 @@ fn unpack(message: v1::Changes) -> Result<Vec<Bytes>, FrameError> {
     if size > MAX_MESSAGE_BYTES {
         return Err(malformed(format!("a packed batch of {size} bytes, the limit is {MAX_MESSAGE_BYTES}")));
     }
-    let plain = zstd::bulk::decompress(&message.packed, size).map_err(|error| malformed(error.to_string()))?;
+    let plain =
+        zstd::bulk::decompress(&message.packed, size).map_err(|error| malformed(error.to_string()))?;
     let plain = BytesMut::from(plain.as_slice()).freeze();
     let mut reader = Reader::new(&plain);
     let mut changes = Vec::new();
@@ -313,10 +313,17 @@ mod tests {
         vec![
             FrameBody::Changes(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
             FrameBody::Changes(vec![Bytes::from(vec![7; 5_000]), Bytes::from_static(b"x"), Bytes::new()]),
-            FrameBody::Told(Told { commit: 5, directory_revision: 0, shards: vec![(id, vec![(some_origin(), 8)])] }),
+            FrameBody::Told(Told {
+                commit: 5,
+                directory_revision: 0,
+                shards: vec![(id, vec![(some_origin(), 8)])],
+            }),
             FrameBody::Want(Want { shard: id, origin: some_origin(), from: 1, to: 2 }),
             FrameBody::Compare(Compare { group: 1, level: 2, sums: vec![(4095, u128::MAX)] }),
-            FrameBody::Vectors { shards: vec![(ShardRow { scope, index: 2, kind: Kind::Counter }, vector)], answer: true },
+            FrameBody::Vectors {
+                shards: vec![(ShardRow { scope, index: 2, kind: Kind::Counter }, vector)],
+                answer: true,
+            },
             FrameBody::Heartbeat(Heartbeat {
                 sent_us: 1,
                 wall_ms: 2,
@@ -342,7 +349,8 @@ mod tests {
     fn a_packed_batch_is_not_unpacked_beyond_what_it_says_or_may_say() {
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
         for (size, problem) in [(u32::MAX, "the limit"), (4_096, "small")] {
-            let changes = v1::Changes { changes: vec![], packed: bomb.clone().into(), uncompressed_size: size };
+            let changes =
+                v1::Changes { changes: vec![], packed: bomb.clone().into(), uncompressed_size: size };
             let error = unpack(changes).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }

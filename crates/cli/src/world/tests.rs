@@ -231,7 +231,7 @@ async fn a_full_queue_stops_the_reading() {
 /// A world in a directory of its own, with nodes that only pretend.
 fn options(data: &Path) -> Options {
     let pretend = format!(
-        "{NODE_CONFIG}=$0 exec '{}' --ignored --exact --nocapture world::tests::pretend_to_be_a_node",
+        "{NODE_CONFIG}=$0 exec '{}' --exact --nocapture world::tests::pretend_to_be_a_node",
         env::current_exe().unwrap().display()
     );
     Options {
@@ -248,7 +248,6 @@ fn options(data: &Path) -> Options {
 const NODE_CONFIG: &str = "TROPISM_TEST_NODE_CONFIG";
 
 #[test]
-#[ignore = "other tests run it as a child process"]
 fn pretend_to_be_a_node() {
     let Some(path) = env::var_os(NODE_CONFIG) else { return };
     end_with_parent().unwrap();

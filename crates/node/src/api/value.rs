@@ -8,14 +8,12 @@ use tropism_storage::ValueRow;
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::{Problem, Reason, v1};
 
-/// An expiry that says "never" where the policy would set one: the last millisecond there is.
-pub(super) const NEVER_MS: u64 = u64::MAX;
 /// What a message holds beside one value, in bytes: names, a token of 64 KiB.
 const BESIDE_A_VALUE_BYTES: usize = 128 << 10;
 
 /// When a key expires as clients see it: 0 is never.
 pub(super) fn expires_at_ms(at: Option<u64>) -> u64 {
-    at.filter(|at| *at != NEVER_MS).unwrap_or(0)
+    at.unwrap_or(0)
 }
 
 /// A row whose key is visible, as an entry. The value's bytes are those of the row, not a copy.

@@ -20,7 +20,6 @@ use tropism_wire::limits::MAX_BULK_ITEMS;
 use tropism_wire::{Problem, Reason, from_proto, v1};
 
 use super::admission::{Deadline, SHED_RETRY};
-use super::value::NEVER_MS;
 use super::{Call, Inner, Served, not_served, stopping};
 use crate::driver::{CallError, INPUT_QUEUE};
 use crate::token::Token;
@@ -79,7 +78,7 @@ impl Inner {
         let write = Write {
             scope: scope.id.name.clone(),
             key,
-            expires_at_ms: expires_at_ms(expiry, &op, scope),
+            expiry,
             op,
             precondition,
             durability: options.durability,
@@ -130,24 +129,6 @@ impl Inner {
         timeout_at(deadline.answer, self.handle.write(write)).await.map_err(|_| {
             Problem::outcome_unknown("the call's time was over before the node knew what became of the write")
         })
-    }
-}
-
-/// What [`Write::expires_at_ms`] has to say: there, nothing means "as the policy says" for a put without one, and "as
-/// before" for an edit.
-fn expires_at_ms(expiry: ExpiryChange, op: &WriteOp, scope: &Served<'_>) -> Option<u64> {
-    match expiry {
-        ExpiryChange::At(ms) => Some(ms),
-        ExpiryChange::Keep => None,
-        ExpiryChange::Clear => match op {
-            WriteOp::Expire => None,
-            WriteOp::PutRegister { .. } | WriteOp::PutDocument { .. }
-                if scope.rule.policy.expiry.is_none() =>
-            {
-                None
-            }
-            _ => Some(NEVER_MS),
-        },
     }
 }
 
@@ -541,10 +522,11 @@ fn refused(error: CallError, patch: &str) -> Problem {
         WriteError::MalformedVersion(_) => {
             Problem::invalid_argument(Reason::BadVersion, "base_version", format!("base_version: {message}"))
         }
-        WriteError::UnknownVersion(problem) => {
-            let life = problem.contains("life");
-            let reason = if life { Reason::EarlierLife } else { Reason::UnknownBase };
-            Problem::failed_precondition(reason, message).at("base_version")
+        WriteError::UnknownVersion => {
+            Problem::failed_precondition(Reason::UnknownBase, message).at("base_version")
+        }
+        WriteError::EarlierLife => {
+            Problem::failed_precondition(Reason::EarlierLife, message).at("base_version")
         }
         WriteError::Document(error) => document_refused(&error, "value.json"),
         WriteError::Patch(error) => patch_refused(error, patch),

@@ -1,0 +1,471 @@
+//! Two replicas and a wire between them: one behaviour a test.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use bytes::Bytes;
+use tropism_crdt::cell::Content;
+use tropism_crdt::document::PatchOp;
+use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
+use tropism_crdt::{Body, Change, ExpiryChange, NodeId};
+use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
+use tropism_replica::{
+    Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
+    WriteDone, WriteError, WriteOp,
+};
+use tropism_storage::{MemoryEngine, Reads, Store, ValueRow};
+
+const REGIONS: &str = r#"
+region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
+rtt = [{ between = ["a", "b"], ms = 10 }]
+[[rule]]
+name = "stats"
+pattern = "stats/**"
+kind = "counter"
+[[rule]]
+name = "cache"
+pattern = "cache/**"
+kind = "register"
+[[rule]]
+name = "documents"
+pattern = "**"
+kind = "document"
+counters = ["/n"]
+"#;
+
+struct Node {
+    replica: Replica,
+    store: Store,
+    /// Outputs of durable turns that nobody took yet.
+    outputs: Vec<Output>,
+}
+
+struct Pair {
+    nodes: [Node; 2],
+    now: Now,
+    ticket: u64,
+}
+
+fn id(node: usize) -> NodeId {
+    NodeId::new(["a-1", "b-1"][node]).unwrap()
+}
+
+impl Pair {
+    /// Both booted and linked.
+    fn linked() -> Self {
+        let mut pair = Self::apart();
+        pair.link();
+        pair
+    }
+
+    fn apart() -> Self {
+        let now = Now { mono_us: 1_000_000, wall_ms: 1_700_000_000_000 };
+        let regions = Regions::parse("test", REGIONS).unwrap();
+        let nodes = [0, 1].map(|node| {
+            let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
+            let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
+            let identity = Identity {
+                cluster: "test".into(),
+                node: id(node),
+                region: names[node].clone(),
+                boot_random: 1,
+                new_store_id: node as u128 + 1,
+                peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
+                rules: regions.rules().clone(),
+                cache_bytes: 1 << 20,
+                log_keep_ms: 600_000,
+            };
+            let replica = Replica::boot(now, &mut store, identity).unwrap();
+            store.commit(now.wall_ms).unwrap();
+            store.sync().unwrap();
+            Node { replica, store, outputs: Vec::new() }
+        });
+        Self { nodes, now, ticket: 0 }
+    }
+
+    fn hello(&self, of: usize) -> Hello {
+        self.nodes[of].replica.hello(&self.nodes[of].store, id(1 - of))
+    }
+
+    fn link(&mut self) {
+        let (a, b) = (self.hello(0), self.hello(1));
+        self.turn(0, Input::LinkUp(b));
+        self.turn(1, Input::LinkUp(a));
+        self.settle();
+    }
+
+    /// One turn of one node, as the driver's contract says.
+    fn turn(&mut self, at: usize, input: Input) {
+        let node = &mut self.nodes[at];
+        node.replica.handle(self.now, &mut node.store, input).unwrap();
+        node.replica.flush(self.now, &mut node.store).unwrap();
+        node.store.commit(self.now.wall_ms).unwrap();
+        node.store.sync().unwrap();
+        while let Some(output) = node.replica.poll_output() {
+            node.outputs.push(output);
+        }
+    }
+
+    /// Time passes.
+    fn wait_ms(&mut self, ms: u64) {
+        for _ in 0..ms.div_ceil(50) {
+            self.now.mono_us += 50_000;
+            self.now.wall_ms += 50;
+            self.turn(0, Input::Tick);
+            self.turn(1, Input::Tick);
+            self.settle();
+        }
+    }
+
+    /// Carries frames both ways until there are none.
+    fn settle(&mut self) {
+        self.settle_without(|_| false);
+    }
+
+    fn settle_without(&mut self, lost: impl Fn(&Frame) -> bool) {
+        loop {
+            let mut quiet = true;
+            for from in 0..2 {
+                let outputs = std::mem::take(&mut self.nodes[from].outputs);
+                for output in outputs {
+                    match output {
+                        Output::Send { frame, .. } if !lost(&frame) => {
+                            quiet = false;
+                            self.turn(1 - from, Input::Frame { from: id(from), frame });
+                        }
+                        Output::Send { .. } => {}
+                        kept => self.nodes[from].outputs.push(kept),
+                    }
+                }
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn send(&mut self, at: usize, write: Write) {
+        self.ticket += 1;
+        let input = Input::Write { ticket: self.ticket, write: Box::new(write) };
+        self.turn(at, input);
+    }
+
+    fn reply(&mut self, at: usize) -> Option<Result<WriteDone, WriteError>> {
+        let outputs = &mut self.nodes[at].outputs;
+        let found = outputs.iter().position(|output| matches!(output, Output::Reply { .. }))?;
+        match outputs.remove(found) {
+            Output::Reply { outcome, .. } => Some(outcome),
+            _ => None,
+        }
+    }
+
+    fn write(&mut self, at: usize, write: Write) -> Result<WriteDone, WriteError> {
+        self.send(at, write);
+        self.reply(at).expect("a reply")
+    }
+
+    fn value(&self, at: usize, scope: &str, key: &str) -> ValueRow {
+        self.nodes[at].store.value(shard(scope), key).unwrap().unwrap_or_default()
+    }
+
+    fn counter(&self, at: usize, key: &str) -> i64 {
+        match self.value(at, "stats/s", key).cell.content {
+            Content::Counter(counter) => counter.value().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn json(&self, at: usize, key: &str) -> String {
+        match self.value(at, "docs", key).cell.content {
+            Content::Document { json, .. } => String::from_utf8(json.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn events(&self, at: usize) -> Vec<&Event> {
+        let events = self.nodes[at].outputs.iter().filter_map(|output| match output {
+            Output::Event(event) => Some(event),
+            _ => None,
+        });
+        events.collect()
+    }
+}
+
+fn shard(scope: &str) -> ShardId {
+    ShardId::of(&ScopeId { name: ScopeName::new(scope).unwrap(), incarnation: 0 }, 0)
+}
+
+fn write(scope: &str, key: &str, op: WriteOp) -> Write {
+    Write {
+        scope: ScopeName::new(scope).unwrap(),
+        key: key.into(),
+        op,
+        precondition: None,
+        expiry: ExpiryChange::Keep,
+        durability: None,
+        deadline_us: u64::MAX,
+        request_id: None,
+        trace: None,
+    }
+}
+
+fn bytes(value: &'static str) -> WriteOp {
+    WriteOp::PutRegister { content_type: String::new(), bytes: Bytes::from_static(value.as_bytes()) }
+}
+
+fn document(text: &str) -> WriteOp {
+    WriteOp::PutDocument { value: parse(text.as_bytes(), &JsonLimits::default()).unwrap(), base: None }
+}
+
+fn increment(by: i64) -> WriteOp {
+    WriteOp::Increment { by }
+}
+
+#[test]
+fn concurrent_increments_add_up_and_a_repeated_request_counts_once() {
+    let mut pair = Pair::linked();
+    let mut once = write("stats/s", "k", increment(5));
+    once.request_id = Some([9; 16]);
+    assert_eq!(pair.write(0, once.clone()).unwrap().counter, Some(5));
+    let again = pair.write(0, once.clone()).unwrap();
+    assert!(again.replayed && again.counter == Some(5));
+    pair.write(1, write("stats/s", "k", increment(7))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!((pair.counter(0, "k"), pair.counter(1, "k")), (12, 12));
+    assert!(pair.write(1, once).unwrap().replayed, "the other region knows the request too");
+    let mut other = write("stats/s", "k", increment(6));
+    other.request_id = Some([9; 16]);
+    assert_eq!(pair.write(0, other), Err(WriteError::RequestIdReused));
+    assert_eq!(pair.counter(0, "k"), 12);
+}
+
+#[test]
+fn a_write_for_two_regions_is_answered_when_the_other_disk_has_it() {
+    let mut pair = Pair::linked();
+    let mut both = write("cache/c", "k", bytes("v"));
+    both.durability = Some(Durability::Regions(2));
+    pair.send(0, both.clone());
+    assert!(pair.reply(0).is_none(), "nobody told yet");
+    pair.settle();
+    assert!(pair.reply(0).unwrap().is_ok());
+    pair.turn(0, Input::LinkDown(id(1)));
+    both.deadline_us = pair.now.mono_us + 100_000;
+    pair.send(0, both);
+    pair.wait_ms(200);
+    assert!(matches!(pair.reply(0), Some(Err(WriteError::NotAcknowledged { needed: 2, .. }))));
+}
+
+#[test]
+fn what_is_written_after_an_expiry_starts_from_nothing() {
+    let mut pair = Pair::linked();
+    let mut first = write("stats/s", "k", increment(5));
+    first.expiry = ExpiryChange::At(pair.now.wall_ms + 100);
+    pair.write(0, first).unwrap();
+    let mut doc = write("docs", "d", document(r#"{"n":4,"old":true}"#));
+    doc.expiry = ExpiryChange::At(pair.now.wall_ms + 100);
+    pair.write(0, doc).unwrap();
+    pair.settle();
+    pair.now.wall_ms += 200;
+    assert_eq!(pair.write(1, write("stats/s", "k", increment(2))).unwrap().counter, Some(2));
+    let set = PatchOp::Set { path: Pointer::parse("/new").unwrap(), value: Json::Bool(true) };
+    pair.write(1, write("docs", "d", WriteOp::Patch { operations: vec![set], base: None })).unwrap();
+    pair.wait_ms(100);
+    assert_eq!((pair.counter(0, "k"), pair.counter(1, "k")), (2, 2));
+    assert_eq!((pair.json(0, "d"), pair.json(1, "d")), (r#"{"new":true}"#.into(), r#"{"new":true}"#.into()));
+    assert!(pair.value(0, "stats/s", "k").cell.visible(pair.now.wall_ms + 1_000_000));
+}
+
+#[test]
+fn a_stable_delete_leaves_a_stub_and_the_next_write_begins_a_new_life() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document(r#"{"a":1}"#))).unwrap();
+    pair.wait_ms(100);
+    pair.write(1, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.wait_ms(3_000);
+    for node in 0..2 {
+        let row = pair.value(node, "docs", "d");
+        assert_eq!((row.cell.content, row.cell.written), (Content::Empty, None));
+        assert!(row.cell.deleted_at.is_some());
+        assert!(pair.nodes[node].store.edits(shard("docs"), "d").unwrap().is_empty(), "history is gone");
+    }
+    pair.write(0, write("docs", "d", document(r#"{"b":2}"#))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!((pair.value(1, "docs", "d").cell.life, pair.json(1, "d")), (1, r#"{"b":2}"#.into()));
+}
+
+#[test]
+fn a_base_version_of_an_earlier_life_is_refused_and_changes_nothing() {
+    let mut pair = Pair::linked();
+    let version = pair.write(0, write("docs", "d", document(r#"{"a":1}"#))).unwrap().version;
+    pair.write(0, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.write(0, write("docs", "d", document(r#"{"b":2}"#))).unwrap();
+    let late = WriteOp::PutDocument { value: Json::Object(Default::default()), base: Some(version) };
+    assert!(pair.write(0, write("docs", "d", late)).is_err());
+    let nonsense = WriteOp::PutDocument { value: Json::Null, base: Some(Bytes::from_static(b"\x00\x01xyz")) };
+    assert!(matches!(pair.write(0, write("docs", "d", nonsense)), Err(WriteError::MalformedVersion(_))));
+    assert_eq!(pair.json(0, "d"), r#"{"b":2}"#);
+}
+
+#[test]
+fn a_key_with_a_stamp_from_the_far_future_goes_on_in_its_next_life() {
+    let mut pair = Pair::apart();
+    // Region b's clock is an hour ahead; it is heard only afterwards.
+    let wall = pair.now.wall_ms;
+    pair.now.wall_ms += 3_600_000;
+    pair.write(1, write("cache/c", "k", bytes("from the future"))).unwrap();
+    pair.now.wall_ms = wall;
+    pair.link();
+    pair.wait_ms(300);
+    assert_eq!(pair.value(0, "cache/c", "k").cell.life, 0);
+    let done = pair.write(0, write("cache/c", "k", bytes("now"))).unwrap();
+    assert!(done.stamp.unix_ms() < wall + 60_000, "our clock did not follow");
+    pair.wait_ms(300);
+    for node in 0..2 {
+        let row = pair.value(node, "cache/c", "k");
+        assert!(
+            matches!(row.cell.content, Content::Register(ref r) if r.bytes == "now"),
+            "acknowledged, so shown"
+        );
+        assert_eq!(row.cell.life, 1);
+    }
+}
+
+#[test]
+fn a_frame_that_is_lost_is_sent_again_or_asked_for() {
+    let mut pair = Pair::linked();
+    pair.send(0, write("cache/c", "k", bytes("lost once")));
+    pair.reply(0).unwrap().unwrap();
+    pair.settle_without(|frame| matches!(frame.body, FrameBody::Changes(_)));
+    assert_eq!(pair.value(1, "cache/c", "k"), ValueRow::default());
+    pair.wait_ms(5_000);
+    assert!(matches!(pair.value(1, "cache/c", "k").cell.content, Content::Register(_)));
+}
+
+#[test]
+fn a_document_change_that_does_not_apply_parks_its_key_and_nothing_else() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "good", document(r#"{"a":1}"#))).unwrap();
+    pair.wait_ms(100);
+    pair.send(0, write("docs", "bad", document(r#"{"a":1}"#)));
+    pair.reply(0).unwrap().unwrap();
+    // The body of the second change is damaged on its way; its envelope is sound.
+    let outputs = std::mem::take(&mut pair.nodes[0].outputs);
+    for output in outputs {
+        let Output::Send { mut frame, .. } = output else { continue };
+        if let FrameBody::Changes(changes) = &mut frame.body {
+            for bytes in changes {
+                let mut change = Change::decode(bytes).unwrap();
+                if change.key == "bad"
+                    && let Body::Document { change: raw } = &mut change.body
+                {
+                    *raw = Bytes::from_static(b"not automerge");
+                    *bytes = change.encode();
+                }
+            }
+        }
+        pair.turn(1, Input::Frame { from: id(0), frame });
+    }
+    pair.wait_ms(100);
+    assert!(pair.events(1).iter().any(|event| matches!(event, Event::Parked { .. })));
+    assert!(pair.value(1, "docs", "bad").parked.is_some());
+    assert!(matches!(pair.write(1, write("docs", "bad", document("{}"))), Err(WriteError::Damaged(_))));
+    assert_eq!(pair.json(1, "good"), r#"{"a":1}"#);
+    pair.write(0, write("docs", "good", document(r#"{"a":2}"#))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!(pair.json(1, "good"), r#"{"a":2}"#, "the shard goes on");
+}
+
+#[test]
+fn unsound_changes_are_refused_one_by_one() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("cache/c", "k", bytes("v"))).unwrap();
+    let mut sound = None;
+    for output in std::mem::take(&mut pair.nodes[0].outputs) {
+        if let Output::Send { frame: Frame { body: FrameBody::Changes(changes), .. }, .. } = output {
+            sound = changes.first().cloned();
+        }
+    }
+    let sound = sound.unwrap();
+    let with = |edit: fn(&mut Change)| {
+        let mut change = Change::decode(&sound).unwrap();
+        edit(&mut change);
+        change.encode()
+    };
+    let changes = vec![
+        Bytes::from_static(b"garbage"),
+        sound.slice(..sound.len() - 1),
+        with(|change| change.scope = "UPPER".into()),
+        with(|change| change.key = String::new()),
+        with(|change| change.shard_index = 7),
+        with(|change| change.scope_incarnation = 3),
+        with(|change| change.body = Body::Counter { total: 1, floors: vec![] }),
+        sound.clone(),
+    ];
+    let frame = Frame { round: 0, number: 99, body: FrameBody::Changes(changes) };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    let refused = pair.events(1).iter().filter(|event| matches!(event, Event::Refused { .. })).count();
+    assert_eq!(refused, 7);
+    assert!(
+        matches!(pair.value(1, "cache/c", "k").cell.content, Content::Register(_)),
+        "the sound one is applied"
+    );
+}
+
+#[test]
+fn a_store_behind_what_a_peer_saw_of_it_is_short() {
+    let mut pair = Pair::apart();
+    let mut hello = pair.hello(1);
+    let own = pair.hello(0);
+    let mut seen = tropism_storage::rows::Seen::default();
+    (seen.incarnation, seen.commit) = (own.origin.incarnation - 1, own.head.commit + 1);
+    hello.saw_you = Some((own.store_id, seen));
+    pair.turn(0, Input::LinkUp(hello));
+    assert!(pair.events(0).iter().any(|event| matches!(event, Event::Short { .. })));
+}
+
+#[test]
+fn preconditions_hold_here_and_now() {
+    let mut pair = Pair::linked();
+    let absent = Write { precondition: Some(Precondition::Absent), ..write("cache/c", "k", bytes("1")) };
+    let version = pair.write(0, absent.clone()).unwrap().version;
+    assert_eq!(pair.write(0, absent), Err(WriteError::Exists { version: version.clone() }));
+    let at = |version| Write {
+        precondition: Some(Precondition::Version(version)),
+        ..write("cache/c", "k", bytes("2"))
+    };
+    pair.write(0, at(version.clone())).unwrap();
+    assert!(matches!(pair.write(0, at(version)), Err(WriteError::Version { version: Some(_) })));
+    let gone = pair.write(0, write("cache/c", "nothing", WriteOp::Delete)).unwrap();
+    assert!(!gone.existed && gone.change.is_none());
+    assert_eq!(pair.write(0, write("cache/c", "nothing", WriteOp::Expire)), Err(WriteError::NotFound));
+    assert!(matches!(pair.write(0, write("cache/c", "k", increment(1))), Err(WriteError::Kind { .. })));
+    let end = write("stats/s", "k", increment(i64::MAX));
+    pair.write(0, end.clone()).unwrap();
+    assert_eq!(pair.write(0, end), Err(WriteError::CounterOverflow));
+}
+
+#[test]
+fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() {
+    let pair = Pair::linked();
+    let now = pair.now;
+    let [Node { store, .. }, _] = pair.nodes;
+    let mut store = store;
+    let regions = Regions::parse("test", REGIONS).unwrap();
+    let identity = Identity {
+        cluster: "test".into(),
+        node: id(0),
+        region: regions.regions()[0].name.clone(),
+        boot_random: 2,
+        new_store_id: 9,
+        peers: Vec::new(),
+        rules: regions.rules().clone(),
+        cache_bytes: 0,
+        log_keep_ms: 0,
+    };
+    let mut other = identity.clone();
+    other.node = id(1);
+    assert!(Replica::boot(now, &mut store, other).is_err(), "the store is another node's");
+    let mut replica = Replica::boot(now, &mut store, identity).unwrap();
+    let refused = replica.stamps(now, &mut store, 1);
+    assert!(refused.is_err(), "{refused:?}");
+    let later = Now { mono_us: now.mono_us + 2_000_000, wall_ms: now.wall_ms + 2_000 };
+    assert!(replica.stamps(later, &mut store, 1).is_ok());
+}
