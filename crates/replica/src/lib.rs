@@ -25,8 +25,8 @@
 //!
 //! [`Replica::handle`] with [`Input::Write`] finds the scope's record by rule, checks the preconditions, stamps the
 //! write, makes a [`Change`](tropism_crdt::Change) with what its origin had seen of the shard as `deps`, merges it into
-//! the key's cell and logs it. [`link`] walks the log for each peer and sends what the peer lacks; the peer applies a
-//! change when its vector includes `deps`, tells its vector back, and that moves the link's cursor. [`reconcile`]
+//! the key's cell and logs it. `link.rs` walks the log for each peer and sends what the peer lacks; the peer applies a
+//! change when its vector includes `deps`, tells its vector back, and that moves the link's cursor. `reconcile.rs`
 //! compares vectors in the background and asks for what a link missed.
 //!
 //! # What is left out
