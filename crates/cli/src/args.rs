@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Scope(Scope),
     /// Run a development world: several regions on this machine, with their real distances.
     Dev(Dev),
+    /// Take a tour: three regions on this machine, reading, writing, merging, cut apart and healed.
+    Demo(Demo),
     /// Run one node.
     Serve(Serve),
     /// Print or check the configuration of a node.
@@ -464,6 +466,20 @@ pub(crate) struct DevLinks {
     pub(crate) control: Control,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism demo")]
+pub(crate) struct Demo {
+    /// The regions file, of three regions or more and with the shipped rules. Without it three continents.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) regions: Option<PathBuf>,
+    /// Keep the stores and logs, and say where they are.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print what was measured as one JSON object; the words go to stderr.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Which running world to change.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Control {
@@ -578,6 +594,7 @@ impl Command {
                 ) => control.json,
                 None => false,
             },
+            Command::Demo(demo) => demo.json,
             Command::Serve(_) | Command::Config(_) | Command::Completions(_) => false,
         }
     }

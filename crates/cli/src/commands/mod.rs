@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod demo;
 mod dev;
 mod keys;
 mod load;
@@ -41,6 +42,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Scopes(args) => wait(status::scopes(args, &mut out)),
         Command::Scope(args) => wait(status::scope(&args, &mut out)),
         Command::Dev(args) => dev::dev(args, &mut out),
+        Command::Demo(args) => demo::demo(args, &mut out),
         Command::Serve(args) => serve::serve(args),
         Command::Config(args) => serve::config(args, &mut out),
         Command::Completions(args) => completions(&args, &mut out),
