@@ -160,7 +160,7 @@ pub struct LinkStatus {
     pub peer: Peer,
     /// Whether a connection stands and the peer was heard lately.
     pub up: bool,
-    /// Since when (`mono_us`) the connection stands, or does not.
+    /// Since when (`mono_us`) the connection stands, or the peer is silent.
     pub since_us: u64,
     /// When it was last heard, `mono_us`.
     pub last_heard_us: Option<u64>,
@@ -261,7 +261,11 @@ impl Link {
         LinkStatus {
             peer: self.peer.clone(),
             up: session.is_some_and(|s| s.last_heard_us + SILENT_US > now.mono_us),
-            since_us: session.map_or(self.down_since_us, |s| s.since_us),
+            since_us: match session {
+                Some(session) if session.last_heard_us + SILENT_US > now.mono_us => session.since_us,
+                Some(silent) => silent.last_heard_us,
+                None => self.down_since_us,
+            },
             last_heard_us: session.map(|s| s.last_heard_us),
             rtt_us: session.and_then(|s| s.rtt_us),
             offset_ms: session.and_then(|s| s.offset_ms).map(|(offset, error, _)| (offset, error)),

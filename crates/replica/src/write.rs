@@ -10,7 +10,7 @@ use tropism_crdt::json::{Json, Pointer};
 use tropism_crdt::{Body, Change, ExpiryChange, Origin, RequestId, Stamp, TraceContext};
 use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_storage::rows::RequestRow;
-use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, ValueRow};
+use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
 use crate::documents::LoadError;
 use crate::limits::WAITING_WRITES;
@@ -306,7 +306,12 @@ impl Replica {
         if let Some(outcome) = self.replayed(store, id, &write, needed)? {
             return Ok(outcome.map(Some));
         }
-        let row = store.value(id, &write.key)?.unwrap_or_default();
+        let row = match store.value(id, &write.key) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                return Ok(Err(WriteError::Damaged(error.to_string())));
+            }
+            row => row?.unwrap_or_default(),
+        };
         let existed = row.cell.visible(now.wall_ms);
         if let Some(parked) = &row.parked {
             return Ok(Err(WriteError::Damaged(parked.reason.clone())));

@@ -11,7 +11,7 @@ use tropism_replica::{
     Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
     WriteDone, WriteError, WriteOp,
 };
-use tropism_storage::{MemoryEngine, Reads, Store, ValueRow};
+use tropism_storage::{MemoryEngine, Reads, Space, Store, ValueKey, ValueRow};
 
 const REGIONS: &str = r#"
 region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
@@ -468,4 +468,15 @@ fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() 
     assert!(refused.is_err(), "{refused:?}");
     let later = Now { mono_us: now.mono_us + 2_000_000, wall_ms: now.wall_ms + 2_000 };
     assert!(replica.stamps(later, &mut store, 1).is_ok());
+}
+
+#[test]
+fn a_damaged_row_refuses_writes_of_its_key_and_the_node_goes_on() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("cache/c", "rotten", bytes("v"))).unwrap();
+    let key = ValueKey { shard: shard("cache/c"), key: "rotten" }.encode();
+    pair.nodes[0].store.put(Space::Values, key, Bytes::from_static(b"not a row, nor its checksum"));
+    pair.wait_ms(50);
+    assert!(matches!(pair.write(0, write("cache/c", "rotten", bytes("w"))), Err(WriteError::Damaged(_))));
+    pair.write(0, write("cache/c", "sound", bytes("v"))).unwrap();
 }
