@@ -118,10 +118,7 @@ impl<'w, 'd> Writer<'w, 'd> {
             (Kind::Plain | Kind::Text, Node::Uint(before), Json::Uint(after)) if before == after => {
                 return Ok(());
             }
-            // By bits: -0.0 and 0.0 print differently.
-            (Kind::Plain | Kind::Text, Node::Float(before), Json::Float(after))
-                if before.to_bits() == after.to_bits() =>
-            {
+            (Kind::Plain | Kind::Text, Node::Float(before), Json::Float(after)) if before == after => {
                 return Ok(());
             }
             _ => {}

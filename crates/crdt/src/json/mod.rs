@@ -37,7 +37,7 @@ pub enum Json {
     Int(i64),
     /// An integer above `i64::MAX`.
     Uint(u64),
-    /// A finite number written with a fraction or an exponent; `-0.0` keeps its sign.
+    /// A finite number written with a fraction or an exponent; `-0.0` shows as `0.0`: automerge takes them for one.
     Float(f64),
     /// A string.
     String(String),
@@ -149,6 +149,7 @@ pub(crate) fn write_uint(mut value: u64, out: &mut Vec<u8>) {
 /// parser makes, is written as `null`.
 pub(crate) fn write_float(value: f64, out: &mut Vec<u8>) {
     if value.is_finite() {
+        let value = value + 0.0; // -0.0 becomes 0.0: equal values have equal bytes
         out.extend_from_slice(format!("{value:?}").as_bytes());
     } else {
         out.extend_from_slice(b"null");

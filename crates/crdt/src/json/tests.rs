@@ -132,7 +132,7 @@ fn canonical_text_is_fixed() {
     let value =
         read(r#"{ "b": [1, 1.0, -0.0, 1e21, 18446744073709551615], "a\u0007\"": "\/é\u0000\n", "B": {} }"#);
     let canonical = String::from_utf8(value.unwrap().to_canonical()).unwrap();
-    assert_eq!(canonical, r#"{"B":{},"a\u0007\"":"/é\u0000\n","b":[1,1.0,-0.0,1e21,18446744073709551615]}"#);
+    assert_eq!(canonical, r#"{"B":{},"a\u0007\"":"/é\u0000\n","b":[1,1.0,0.0,1e21,18446744073709551615]}"#);
 }
 
 #[test]

@@ -301,6 +301,17 @@ fn any_operation() -> impl Strategy<Value = PatchOp> {
     ]
 }
 
+#[test]
+fn zero_and_minus_zero_show_alike() {
+    let list =
+        |last| Json::Object([("b".to_owned(), Json::Array(vec![Json::Null, Json::Float(last)]))].into());
+    let mut document = Document::empty(&super::actor(b'a'));
+    for last in [0.0, -0.0, 0.0] {
+        document.replace(&list(last), None, &plain(), 0).unwrap();
+        assert_eq!(document.to_canonical_json(), list(last).to_canonical());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
