@@ -12,6 +12,7 @@ pub(crate) use pb::echo_client::EchoClient;
 
 /// The message, both ways.
 #[derive(Clone, PartialEq, prost::Message)]
+#[allow(unreachable_pub, reason = "generated code names it in public traits")]
 pub struct Payload {
     /// What comes back.
     #[prost(bytes = "bytes", tag = "1")]

@@ -37,12 +37,21 @@ struct Args {
     /// Seconds of a run of calls.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Only rows of calls whose name contains this.
+    #[arg(long, default_value = "")]
+    row: String,
     /// A part of the size of what is large, for a quick look; the bars are for 1.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Where stores are made, on the disk to be measured; a new directory there is used and deleted.
     #[arg(long, default_value = "target")]
     dir: PathBuf,
+    /// Measure this program instead of building one.
+    #[arg(long)]
+    program: Option<PathBuf>,
+    /// Leave stores and logs where they are.
+    #[arg(long)]
+    keep: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -87,12 +96,14 @@ fn main() -> Result<()> {
 
 async fn measure(args: Args) -> Result<()> {
     std::fs::create_dir_all(&args.dir)?;
-    let dir = tempfile::Builder::new().prefix("bench-").tempdir_in(&args.dir)?;
+    let mut dir = tempfile::Builder::new().prefix("bench-").tempdir_in(&args.dir)?;
+    dir.disable_cleanup(args.keep);
     let plan = Plan {
-        program: nodes::program()?,
+        program: args.program.map_or_else(nodes::program, Ok)?,
         dir: dir.path().canonicalize()?,
         time: Duration::from_secs_f64(args.seconds),
         runs: args.runs.max(1),
+        row: args.row.clone(),
         scale: args.scale.clamp(0.001, 1.0),
     };
     let mut report = Report::new(args.json);

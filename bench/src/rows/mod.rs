@@ -20,6 +20,8 @@ pub(crate) struct Plan {
     pub(crate) time: Duration,
     /// Runs of which the middle one counts.
     pub(crate) runs: usize,
+    /// Rows of calls whose name contains this.
+    pub(crate) row: String,
     /// 1 for the real size of what is large; a fraction for a quick look, whose figures prove nothing.
     pub(crate) scale: f64,
 }

@@ -14,6 +14,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Requests are made on the threads of clients and freed on the replica's, and answers the other way round.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args = args::Args::parse(); // ends the process with 2 when they are wrong, with 0 after help and version
     let json = args.command.json();
