@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use tropism_storage::engine::Rows;
-use tropism_storage::{Batch, Engine, EngineError, Space, View};
+use tropism_storage::{Batch, Engine, EngineError, Space, Syncer, View};
 
 /// Memory and disk that an engine may use beside its tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,6 +152,10 @@ impl Spaces {
     fn keyspace(&self, space: Space) -> &Keyspace {
         &self.keyspaces[space as usize]
     }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.database.persist(PersistMode::SyncData).map_err(failed("syncing"))
+    }
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(fjall::Error) -> EngineError {
@@ -194,7 +198,11 @@ impl Engine for DiskEngine {
     }
 
     fn sync(&mut self) -> Result<(), EngineError> {
-        self.spaces.database.persist(PersistMode::SyncData).map_err(failed("syncing"))
+        self.spaces.sync()
+    }
+
+    fn syncer(&self) -> Box<dyn Syncer> {
+        Box::new(DiskSyncer(self.spaces.clone()))
     }
 
     fn snapshot(&self) -> Arc<dyn View + Send + Sync> {
@@ -203,6 +211,15 @@ impl Engine for DiskEngine {
 
     fn durable(&self) -> bool {
         true
+    }
+}
+
+/// The same database, to sync it from another thread.
+struct DiskSyncer(Arc<Spaces>);
+
+impl Syncer for DiskSyncer {
+    fn sync(&mut self) -> Result<(), EngineError> {
+        self.0.sync()
     }
 }
 

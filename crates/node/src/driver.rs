@@ -1,8 +1,8 @@
 //! The only loop around the replica: one thread that owns replica and store, and the handle the rest of the node uses.
 //!
-//! The thread drains the inputs that are there, flushes, commits, syncs, publishes a snapshot and only then lets
-//! replies and frames leave: group commit without linger. Readers never queue here: they take the last published
-//! snapshot.
+//! The thread drains the inputs that are there into a turn, flushes and commits it. Another thread syncs it, publishes a
+//! snapshot and only then lets replies and frames leave ([`crate::sync`]), while this one gathers the next turn: group
+//! commit without linger. Readers never queue here: they take the last published snapshot.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,12 +14,15 @@ use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
-use tropism_crdt::{ClockError, NodeId, Origin, Stamp};
+use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
     Write, WriteDone, WriteError,
 };
 use tropism_storage::{Head, Store, StoreError, View};
+
+pub use crate::sync::Witnessed;
+use crate::sync::{Finisher, Leaving, SyncThread, Turn};
 
 /// Inputs that wait for the replica; beyond it client calls are shed and peers are slowed down. At 30 000 writes a
 /// second this is a tenth of a second.
@@ -28,6 +31,8 @@ pub const INPUT_QUEUE: usize = 4_096;
 const TURN_INPUTS: usize = 1_024;
 /// Frames that wait for a peer's socket; credit bounds their bytes to a few MiB. Beyond it the link is dropped.
 pub const FRAME_QUEUE: usize = 1_024;
+/// A turn of so few inputs is synced by the replica's own thread.
+const SYNCED_IN_PLACE: usize = 4;
 /// Status for readers is renewed this often at most.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
 
@@ -107,6 +112,9 @@ pub enum Failure {
     /// The witness could not be written.
     #[error("the witness could not be written: {0}")]
     Witness(String),
+    /// A thread ended that never does: a defect.
+    #[error("internal: the thread that syncs panicked; what was in flight has an unknown outcome")]
+    Panicked,
 }
 
 impl From<ReplicaError> for Failure {
@@ -123,20 +131,36 @@ struct Outgoing {
     connection: u64,
 }
 
-enum Message {
-    Write { write: Box<Write>, reply: oneshot::Sender<Result<WriteDone, WriteError>> },
-    Stamps { count: u16, reply: oneshot::Sender<Result<Vec<Stamp>, ClockError>> },
-    Hello { peer: NodeId, reply: oneshot::Sender<Hello> },
-    LinkUp { hello: Hello, connection: u64, frames: mpsc::Sender<Frame> },
-    LinkDown { peer: NodeId, connection: u64 },
-    Frame { peer: NodeId, connection: u64, frame: Frame },
+pub(crate) enum Message {
+    Write {
+        write: Box<Write>,
+        reply: oneshot::Sender<Result<WriteDone, WriteError>>,
+    },
+    Stamps {
+        count: u16,
+        reply: oneshot::Sender<Result<Vec<Stamp>, ClockError>>,
+    },
+    Hello {
+        peer: NodeId,
+        reply: oneshot::Sender<Hello>,
+    },
+    LinkUp {
+        hello: Hello,
+        connection: u64,
+        frames: mpsc::Sender<Frame>,
+    },
+    LinkDown {
+        peer: NodeId,
+        connection: u64,
+    },
+    Frame {
+        peer: NodeId,
+        connection: u64,
+        frame: Frame,
+    },
+    /// The turn before is durable: the open one can end.
+    Synced,
     Stop,
-}
-
-/// Where a sync leaves its mark outside the store.
-pub trait Witnessed: Send {
-    /// A sync is done.
-    fn synced(&mut self, origin: Origin, reserved_ms: u64, head: Head) -> std::io::Result<()>;
 }
 
 /// The way to the replica. Cheap to clone.
@@ -220,14 +244,14 @@ impl Handle {
     }
 }
 
-/// The running driver.
+/// The running driver. Dropped without [`Driver::stop`] it stops all the same, but nobody waits for it.
 pub struct Driver {
     messages: SyncSender<Message>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Driver {
-    /// Boots a replica on a store and starts its thread. When this returns, what boot wrote is durable.
+    /// Boots a replica on a store and starts its threads. When this returns, what boot wrote is durable.
     pub fn start(
         mut store: Store,
         identity: Identity,
@@ -239,46 +263,49 @@ impl Driver {
         let replica = Replica::boot(now, &mut store, identity)?;
         store.commit(now.wall_ms)?;
         store.sync()?;
-        let status_at = now;
-        let published = Published {
+        let published = Arc::new(ArcSwap::from_pointee(Published {
             snapshot: store.snapshot(),
             head: store.head(),
             stable_commit: replica.stable_commit(),
             status: Arc::new(replica.status(now)),
-            status_at,
-        };
+            status_at: now,
+        }));
         let (messages, inbox) = sync_channel(INPUT_QUEUE);
         let (commits_sender, commits) = watch::channel(store.head().commit);
         let (failed_sender, failed) = watch::channel(None);
-        let published = Arc::new(ArcSwap::from_pointee(published));
         let handle =
             Handle { messages: messages.clone(), published: published.clone(), commits, failed, time };
+        let finisher = Finisher {
+            syncer: store.syncer(),
+            witness,
+            published: published.clone(),
+            commits: commits_sender,
+        };
+        let started = |error: std::io::Error| {
+            let problem = error.to_string();
+            StoreError::Engine(tropism_storage::EngineError { doing: "starting a thread", problem })
+        };
+        let sync = SyncThread::start(finisher, messages.clone()).map_err(started)?;
         let mut turns = Turns {
             replica,
             store,
-            witness,
+            sync,
             time,
             published,
-            commits: commits_sender,
             replies: HashMap::new(),
             links: HashMap::new(),
             next_ticket: 0,
             status_due: Instant::now(),
+            inputs: 0,
+            leaving: Vec::new(),
         };
-        turns.witness().ok(); // written again with the first turn; its failure is reported there
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
             if let Err(failure) = turns.run(&inbox) {
                 error!(%failure, "the node stops");
                 failed_sender.send_replace(Some(failure));
             }
         });
-        let thread = thread.map_err(|error| {
-            StoreError::Engine(tropism_storage::EngineError {
-                doing: "starting its thread",
-                problem: error.to_string(),
-            })
-        })?;
-        Ok((Self { messages, thread: Some(thread) }, handle))
+        Ok((Self { messages, thread: Some(thread.map_err(started)?) }, handle))
     }
 
     /// Stops after the turn under way, leaving what a clean stop leaves.
@@ -292,79 +319,129 @@ impl Driver {
     }
 }
 
-/// What the thread owns.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.messages.send(Message::Stop).ok(); // it may have failed before
+        }
+    }
+}
+
+/// What the replica's thread owns.
 struct Turns {
     replica: Replica,
     store: Store,
-    witness: Option<Box<dyn Witnessed>>,
+    sync: SyncThread,
     time: Time,
     published: Arc<ArcSwap<Published>>,
-    commits: watch::Sender<u64>,
     replies: HashMap<Ticket, oneshot::Sender<Result<WriteDone, WriteError>>>,
     links: HashMap<NodeId, Outgoing>,
     next_ticket: Ticket,
     status_due: Instant,
+    /// Inputs of the open turn.
+    inputs: usize,
+    /// What leaves with the open turn beside the replica's outputs.
+    leaving: Vec<Leaving>,
 }
 
 impl Turns {
+    /// Gathers inputs into the open turn, and ends it as soon as the turn before is durable.
     fn run(&mut self, inbox: &Receiver<Message>) -> Result<(), Failure> {
-        let mut stamps = Vec::new();
         loop {
-            let now = self.time.now();
-            let patience = Duration::from_micros(self.replica.next_deadline(now).saturating_sub(now.mono_us));
-            let first = match inbox.recv_timeout(patience) {
-                Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return self.stop(),
-            };
+            let first = self.next(inbox)?;
             let now = self.time.now();
             let mut stopping = false;
-            if let Some(first) = first {
-                for message in std::iter::once(first).chain(inbox.try_iter()).take(TURN_INPUTS) {
-                    stopping |= matches!(message, Message::Stop);
-                    self.take(now, message, &mut stamps)?;
-                }
-            } else {
+            if first.is_none() {
                 self.replica.handle(now, &mut self.store, Input::Tick)?;
             }
-            self.replica.flush(now, &mut self.store)?;
-            if self.store.commit(now.wall_ms)?.is_some() {
-                let snapshot = self.store.snapshot();
-                self.store.sync()?;
-                self.publish(now, snapshot);
-                self.witness()?;
-            } else if self.status_due <= Instant::now() {
-                self.publish(now, self.store.snapshot());
-            }
-            for (reply, outcome) in stamps.drain(..) {
-                let reply: oneshot::Sender<_> = reply;
-                reply.send(outcome).ok(); // the caller may have gone
-            }
-            while let Some(output) = self.replica.poll_output() {
-                self.carry_out(output)?;
+            let room = TURN_INPUTS.saturating_sub(self.inputs);
+            for message in first.into_iter().chain(inbox.try_iter()).take(room) {
+                stopping |= matches!(message, Message::Stop);
+                self.take(now, message)?;
             }
             if stopping {
+                self.sync.wait()?;
+                self.end_turn(now)?;
                 return self.stop();
+            }
+            if !self.sync.busy()? {
+                self.end_turn(now)?;
             }
         }
     }
 
+    /// The next message; none when the open turn can end, or time asks for something.
+    fn next(&mut self, inbox: &Receiver<Message>) -> Result<Option<Message>, Failure> {
+        if self.sync.busy()? {
+            if self.inputs >= TURN_INPUTS {
+                self.sync.wait()?;
+                return Ok(None);
+            }
+            // The end of the sync is a message too.
+            return Ok(inbox.recv().ok());
+        }
+        if self.inputs > 0 {
+            return Ok(inbox.try_recv().ok());
+        }
+        let now = self.time.now();
+        let patience = Duration::from_micros(self.replica.next_deadline(now).saturating_sub(now.mono_us));
+        match inbox.recv_timeout(patience) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Ok(Some(Message::Stop)),
+        }
+    }
+
+    /// Ends the open turn: what links have to send joins it, it is committed, and leaves when it is durable.
+    fn end_turn(&mut self, now: Now) -> Result<(), Failure> {
+        self.replica.flush(now, &mut self.store)?;
+        let committed = self.store.commit(now.wall_ms)?.is_some();
+        let mut leaving = std::mem::take(&mut self.leaving);
+        while let Some(output) = self.replica.poll_output() {
+            self.leave(output, &mut leaving)?;
+        }
+        let inputs = std::mem::take(&mut self.inputs);
+        let turn = Turn {
+            committed,
+            origin: self.replica.origin(),
+            reserved_ms: self.replica.reserved_ms(),
+            published: (committed || self.status_due <= Instant::now()).then(|| self.publish(now, committed)),
+            leaving,
+        };
+        // A short turn is synced here: waking another thread would take as long as what could be done meanwhile.
+        if committed && inputs > SYNCED_IN_PLACE {
+            self.sync.begin(turn);
+            return Ok(());
+        }
+        self.sync.in_place(turn)
+    }
+
     fn stop(&mut self) -> Result<(), Failure> {
         self.replica.stop(&mut self.store);
-        self.store.commit(wall_ms())?;
-        self.store.sync()?;
-        self.witness()?;
+        let committed = self.store.commit(wall_ms())?.is_some();
+        let (origin, reserved_ms) = (self.replica.origin(), self.replica.reserved_ms());
+        let published = Some(self.publish(self.time.now(), committed));
+        self.sync.in_place(Turn { committed, origin, reserved_ms, published, leaving: Vec::new() })?;
         info!("stopped cleanly");
         Ok(())
     }
 
-    #[allow(clippy::type_complexity, reason = "replies that wait for the sync, in one place")]
-    fn take(
-        &mut self,
-        now: Now,
-        message: Message,
-        stamps: &mut Vec<(oneshot::Sender<Result<Vec<Stamp>, ClockError>>, Result<Vec<Stamp>, ClockError>)>,
-    ) -> Result<(), Failure> {
+    /// What readers are to see once the turn is durable.
+    fn publish(&mut self, now: Now, committed: bool) -> Published {
+        let last = self.published.load_full();
+        let (status, status_at) = if self.status_due <= Instant::now() {
+            self.status_due = Instant::now() + STATUS_EVERY;
+            (Arc::new(self.replica.status(now)), now)
+        } else {
+            (last.status.clone(), last.status_at)
+        };
+        let snapshot = if committed { self.store.snapshot() } else { last.snapshot.clone() };
+        let stable_commit = self.replica.stable_commit();
+        Published { snapshot, head: self.store.head(), stable_commit, status, status_at }
+    }
+
+    fn take(&mut self, now: Now, message: Message) -> Result<(), Failure> {
+        self.inputs += 1;
         let input = match message {
             Message::Write { write, reply } => {
                 if reply.is_closed() {
@@ -376,11 +453,13 @@ impl Turns {
             }
             Message::Stamps { count, reply } => {
                 let outcome = self.replica.stamps(now, &mut self.store, count);
-                stamps.push((reply, outcome));
+                self.leaving.push(Leaving::Stamps(reply, outcome));
                 return Ok(());
             }
             Message::Hello { peer, reply } => {
-                reply.send(self.replica.hello(&self.store, peer)).ok();
+                // It shows the last commit, which a crash must not take back once a peer has seen it.
+                let hello = self.replica.hello(&self.store, peer);
+                self.leaving.push(Leaving::Hello(reply, hello));
                 return Ok(());
             }
             Message::LinkUp { hello, connection, frames } => {
@@ -400,42 +479,28 @@ impl Turns {
                 }
                 Input::Frame { from: peer, frame }
             }
+            Message::Synced => {
+                self.inputs -= 1;
+                return Ok(());
+            }
             Message::Stop => Input::Tick,
         };
         Ok(self.replica.handle(now, &mut self.store, input)?)
     }
 
-    fn publish(&mut self, now: Now, snapshot: Arc<dyn View + Send + Sync>) {
-        let last = self.published.load();
-        let (status, status_at) = if self.status_due <= Instant::now() {
-            self.status_due = Instant::now() + STATUS_EVERY;
-            (Arc::new(self.replica.status(now)), now)
-        } else {
-            (last.status.clone(), last.status_at)
-        };
-        drop(last);
-        let head = self.store.head();
-        let stable_commit = self.replica.stable_commit();
-        self.published.store(Arc::new(Published { snapshot, head, stable_commit, status, status_at }));
-        self.commits.send_replace(head.commit);
-    }
-
-    fn witness(&mut self) -> Result<(), Failure> {
-        let Some(witness) = &mut self.witness else { return Ok(()) };
-        witness
-            .synced(self.replica.origin(), self.replica.reserved_ms(), self.store.head())
-            .map_err(|error| Failure::Witness(error.to_string()))
-    }
-
-    fn carry_out(&mut self, output: Output) -> Result<(), Failure> {
+    /// Prepares an output to be carried out when the turn is durable.
+    fn leave(&mut self, output: Output, leaving: &mut Vec<Leaving>) -> Result<(), Failure> {
         match output {
             Output::Reply { ticket, outcome } => {
                 if let Some(reply) = self.replies.remove(&ticket) {
-                    reply.send(outcome).ok(); // the caller may have gone
+                    leaving.push(Leaving::Reply(reply, outcome));
                 }
             }
             Output::Send { to, frame } => {
-                if self.links.get(&to).is_some_and(|link| link.frames.try_send(frame).is_err()) {
+                let Some(link) = self.links.get(&to) else { return Ok(()) };
+                if let Ok(place) = link.frames.clone().try_reserve_owned() {
+                    leaving.push(Leaving::Frame(place, frame));
+                } else {
                     warn!(peer = %to, "a link does not keep up with its frames and is dropped");
                     self.links.remove(&to);
                     let now = self.time.now();

@@ -5,4 +5,5 @@ pub mod config;
 pub mod driver;
 pub mod peer;
 pub mod server;
+mod sync;
 pub mod token;

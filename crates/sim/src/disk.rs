@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tropism_storage::engine::Rows;
-use tropism_storage::{Batch, Engine, EngineError, MemoryEngine, NodeKey, Space, View};
+use tropism_storage::{Batch, Engine, EngineError, MemoryEngine, NodeKey, Space, Syncer, View};
 
 /// One node's disk. Cloned into every store that is opened on it.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +67,12 @@ impl View for SimDisk {
     }
 }
 
+impl Syncer for SimDisk {
+    fn sync(&mut self) -> Result<(), EngineError> {
+        Engine::sync(self)
+    }
+}
+
 impl Engine for SimDisk {
     fn commit(&mut self, batch: Batch) -> Result<(), EngineError> {
         self.platter().engine.commit(batch)
@@ -79,6 +85,10 @@ impl Engine for SimDisk {
             platter.earlier = Some(platter.engine.clone());
         }
         platter.engine.sync()
+    }
+
+    fn syncer(&self) -> Box<dyn Syncer> {
+        Box::new(self.clone())
     }
 
     fn snapshot(&self) -> Arc<dyn View + Send + Sync> {

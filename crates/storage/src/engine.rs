@@ -111,9 +111,18 @@ pub trait Engine: View + Send {
     /// Makes every commit so far durable.
     fn sync(&mut self) -> Result<(), EngineError>;
 
+    /// What makes commits durable from another thread, while this one goes on to commit.
+    fn syncer(&self) -> Box<dyn Syncer>;
+
     /// The state of this moment, for readers on other threads.
     fn snapshot(&self) -> Arc<dyn View + Send + Sync>;
 
     /// Whether anything survives the process.
     fn durable(&self) -> bool;
+}
+
+/// Makes commits durable, on whatever thread.
+pub trait Syncer: Send {
+    /// Makes every commit that was done when this began durable.
+    fn sync(&mut self) -> Result<(), EngineError>;
 }

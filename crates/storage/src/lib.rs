@@ -14,7 +14,7 @@ pub mod memory;
 pub mod rows;
 pub mod store;
 
-pub use engine::{Batch, Engine, EngineError, Space, StoreKey, View};
+pub use engine::{Batch, Engine, EngineError, Space, StoreKey, Syncer, View};
 pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, ValueKey};
 pub use memory::MemoryEngine;
 pub use rows::{ClockRow, CommitRow, Head, Header, PeerRow, RequestRow, ShardRow, ValueRow};

@@ -10,7 +10,7 @@ use tropism_crdt::codec::{DecodeError, Reader, checked, put_checksum};
 use tropism_crdt::{Origin, Vector};
 use tropism_placement::ShardId;
 
-use crate::engine::{Batch, Engine, EngineError, Rows, Space, StoreKey, View};
+use crate::engine::{Batch, Engine, EngineError, Rows, Space, StoreKey, Syncer, View};
 use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, ValueKey, after_prefix, shard_prefix};
 use crate::rows::{CommitRow, Head, Row, ShardRow, ValueRow};
 
@@ -194,6 +194,11 @@ impl Store {
     /// Makes every commit so far durable.
     pub fn sync(&mut self) -> Result<(), StoreError> {
         Ok(self.engine.sync()?)
+    }
+
+    /// Makes commits durable from another thread. Commits that are done when its sync begins are included.
+    pub fn syncer(&self) -> Box<dyn Syncer> {
+        self.engine.syncer()
     }
 
     /// The state of the last commit, for readers. Publish it only after the sync that follows.
