@@ -19,7 +19,7 @@ use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
     Write, WriteDone, WriteError,
 };
-use tropism_storage::{Head, Store, StoreError, View};
+use tropism_storage::{Footprint, Head, Store, StoreError, Tally, View};
 
 /// Inputs that wait for the replica; beyond it client calls are shed and peers are slowed down. At 30 000 writes a
 /// second this is a tenth of a second.
@@ -30,6 +30,8 @@ const TURN_INPUTS: usize = 1_024;
 pub const FRAME_QUEUE: usize = 1_024;
 /// Status for readers is renewed this often at most.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
+/// The store is asked how much room it takes this often at most: it goes through the list of its files.
+const FOOTPRINT_EVERY: Duration = Duration::from_secs(1);
 
 /// What the driver's time comes from: a monotonic clock that begins with the process, and the wall clock.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +78,10 @@ pub struct Published {
     pub status: Arc<Status>,
     /// When `status` was taken.
     pub status_at: Now,
+    /// How much the store holds at that commit.
+    pub tally: Tally,
+    /// How much room it takes, a second ago at most.
+    pub footprint: Footprint,
 }
 
 /// Why a call got no answer from the replica. No effect, unless it says otherwise.
@@ -246,6 +252,8 @@ impl Driver {
             stable_commit: replica.stable_commit(),
             status: Arc::new(replica.status(now)),
             status_at,
+            tally: store.tally(),
+            footprint: store.footprint(),
         };
         let (messages, inbox) = sync_channel(INPUT_QUEUE);
         let (commits_sender, commits) = watch::channel(store.head().commit);
@@ -264,6 +272,7 @@ impl Driver {
             links: HashMap::new(),
             next_ticket: 0,
             status_due: Instant::now(),
+            footprint_due: Instant::now(),
         };
         turns.witness().ok(); // written again with the first turn; its failure is reported there
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
@@ -304,6 +313,7 @@ struct Turns {
     links: HashMap<NodeId, Outgoing>,
     next_ticket: Ticket,
     status_due: Instant,
+    footprint_due: Instant,
 }
 
 impl Turns {
@@ -413,10 +423,25 @@ impl Turns {
         } else {
             (last.status.clone(), last.status_at)
         };
+        let footprint = if self.footprint_due <= Instant::now() {
+            self.footprint_due = Instant::now() + FOOTPRINT_EVERY;
+            self.store.footprint()
+        } else {
+            last.footprint
+        };
         drop(last);
         let head = self.store.head();
         let stable_commit = self.replica.stable_commit();
-        self.published.store(Arc::new(Published { snapshot, head, stable_commit, status, status_at }));
+        let tally = self.store.tally();
+        self.published.store(Arc::new(Published {
+            snapshot,
+            head,
+            stable_commit,
+            status,
+            status_at,
+            tally,
+            footprint,
+        }));
         self.commits.send_replace(head.commit);
     }
 
@@ -450,6 +475,9 @@ impl Turns {
                 return Err(Failure::Short(format!("{by} says: {reason}")));
             }
             Output::Event(Event::Refused { from, reason }) => warn!(%from, reason, "change refused"),
+            Output::Event(Event::Recounted { was, is }) => {
+                warn!(?was, ?is, "the keys were counted anew: a row was not what had been written");
+            }
             Output::Event(event) => debug!(?event, "replica"),
         }
         Ok(())

@@ -6,3 +6,4 @@ pub mod driver;
 pub mod peer;
 pub mod server;
 pub mod token;
+pub mod traffic;

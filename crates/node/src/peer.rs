@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
+use prost::Message as _;
 use rand::RngExt;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
@@ -30,6 +31,7 @@ use tropism_wire::v1::peer_service_server::{PeerService, PeerServiceServer};
 use tropism_wire::{Problem, Reason, v1};
 
 use crate::driver::{FRAME_QUEUE, Handle};
+use crate::traffic::{Line, Traffic};
 
 /// How long a connection and its handshake may take: ten of the longest round trips.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
@@ -61,6 +63,7 @@ struct Inner {
     cluster: String,
     prover: Prover,
     peers: BTreeMap<NodeId, PeerAddress>,
+    traffic: Arc<Traffic>,
     next_connection: AtomicU64,
 }
 
@@ -120,6 +123,7 @@ impl Links {
         cluster: String,
         secret: &[u8],
         peers: Vec<PeerAddress>,
+        traffic: Arc<Traffic>,
     ) -> Self {
         Self(Arc::new(Inner {
             handle,
@@ -127,6 +131,7 @@ impl Links {
             cluster,
             prover: Prover { secret: secret.to_vec() },
             peers: peers.into_iter().map(|peer| (peer.node, peer)).collect(),
+            traffic,
             next_connection: AtomicU64::new(1),
         }))
     }
@@ -280,9 +285,13 @@ impl Links {
         let (frames, mut to_send) = mpsc::channel(FRAME_QUEUE);
         info!(%peer, region = %theirs.region, "link up");
         self.0.handle.link_up(theirs, connection, frames).await;
+        let nobody = Line::default();
+        let line = self.0.traffic.line(&peer).unwrap_or(&nobody);
         let sending = async {
             while let Some(frame) = to_send.recv().await {
-                if outgoing.0.send(Ok(to_message(&frame))).await.is_err() {
+                let message = to_message(&frame);
+                line.sent(&frame, &message);
+                if outgoing.0.send(Ok(message)).await.is_err() {
                     break;
                 }
             }
@@ -290,6 +299,7 @@ impl Links {
         };
         let receiving = async {
             while let Some(message) = incoming.message().await? {
+                let bytes = message.encoded_len();
                 let frame = from_message(message).map_err(|error| {
                     Status::from(Problem::invalid_argument(
                         Reason::MalformedRequest,
@@ -298,6 +308,7 @@ impl Links {
                     ))
                 })?;
                 if let Some(frame) = frame {
+                    line.received(&frame, bytes);
                     self.0.handle.frame(peer, connection, frame).await;
                 }
             }

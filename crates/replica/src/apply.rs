@@ -10,6 +10,7 @@ use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
 use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, ValueRow};
 
+use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
 use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, PENDING_BYTES, WANT_US};
@@ -126,6 +127,9 @@ impl Replica {
             if vector.includes(&origin, seq) {
                 let told = vector.get(&origin);
                 self.tell(now, from, from, id, origin, told); // the sender does not know yet
+                if let Some(link) = self.links.get_mut(&from) {
+                    link.counted.duplicates += 1;
+                }
                 self.event(Event::Duplicate);
             } else if vector.get(&origin) + 1 == seq
                 && sound.change.deps.iter().all(|(o, s)| vector.includes(o, *s))
@@ -141,6 +145,7 @@ impl Replica {
                     since_us: now.mono_us,
                 };
                 let event = self.pending.insert(id, waits);
+                self.times_full.pending += u64::from(event == Event::PendingFull);
                 self.event(event);
             }
         }
@@ -223,6 +228,7 @@ impl Replica {
         changes: &[Change],
     ) -> Result<(), ReplicaError> {
         let mut row = store.value(id, key)?.unwrap_or_default();
+        let was = Counted::of(&row);
         let mut edits: Vec<&Change> = Vec::new();
         let life = row.cell.life;
         for change in changes {
@@ -252,7 +258,7 @@ impl Replica {
             self.merge_document(store, id, key, &mut row, &edits)?;
         }
         row.commit = store.open_commit();
-        store.put_value(id, key, &row);
+        self.put_value(store, id, key, &was, &row);
         Ok(())
     }
 
@@ -300,6 +306,7 @@ impl Replica {
             let heads = loaded.document.heads().hashes().to_vec();
             row.cell.content = Content::Document { heads, json: loaded.document.to_canonical_json().into() };
             self.documents.save(store, id, key, &raw[..applied]);
+            self.note_history(id, key);
             if let Some(reason) = refused {
                 self.event(Event::Parked { reason: reason.clone() });
                 park(store, id, key, row, &raw[applied..], reason);
@@ -367,10 +374,18 @@ impl Replica {
             }
         }
         for ((to, shard, origin), (from, last)) in wants {
-            self.event(Event::Wanted(to));
-            self.send(to, FrameBody::Want(Want { shard, origin, from, to: last }));
+            self.want(to, Want { shard, origin, from, to: last });
         }
         self.pending.next_want_us = (!self.pending.changes.is_empty()).then_some(now.mono_us + WANT_US);
+    }
+
+    /// Asks a peer for changes.
+    pub(crate) fn want(&mut self, peer: NodeId, want: Want) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.counted.wanted += want.to - want.from + 1;
+        }
+        self.event(Event::Wanted(peer));
+        self.send(peer, FrameBody::Want(want));
     }
 
     /// Sends a frame if the link stands.

@@ -12,6 +12,7 @@ use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, 
 use tropism_storage::rows::RequestRow;
 use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
+use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::limits::WAITING_WRITES;
 use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, Waiting, log_key};
@@ -341,7 +342,12 @@ impl Replica {
                     plan.body = Body::Document { change };
                     Some(content)
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => {
+                    if matches!(error, WriteError::HistoryFull { .. }) {
+                        self.documents.note_history(id, &write.key, &record.scope.name, &record.policy);
+                    }
+                    return Ok(Err(error));
+                }
             }
         } else {
             None
@@ -381,6 +387,7 @@ impl Replica {
         change: Change,
         edited: Option<Content>,
     ) -> Result<ValueRow, ReplicaError> {
+        let was = Counted::of(&row);
         if change.life > row.cell.life {
             self.documents.clear(store, id, &change.key, change.life)?;
         }
@@ -389,11 +396,12 @@ impl Replica {
             row.cell.content = content;
             if !raw.is_empty() {
                 self.documents.save(store, id, &change.key, &[raw]);
+                self.note_history(id, &change.key);
             }
         }
         row.last = vec![(change.origin, change.seq)];
         row.commit = store.open_commit();
-        store.put_value(id, &change.key, &row);
+        self.put_value(store, id, &change.key, &was, &row);
         self.record_change(store, id, log_key(id, &change), (change.encode(), None))?;
         if let Some(shard) = self.shards.cached_mut(id) {
             shard.said = shard.vector.clone();
@@ -436,7 +444,7 @@ impl Replica {
     }
 
     /// What can be refused before the key is looked at; says how many regions must have the write.
-    fn admit(&self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
+    fn admit(&mut self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
         let record = self.record(&write.scope).ok_or_else(|| WriteError::NoRule(write.scope.clone()))?;
         if !record.serving.contains(&self.identity.region) {
             return Err(WriteError::NotHere {
@@ -463,6 +471,7 @@ impl Replica {
             return Err(WriteError::Durability { asked: needed, held: record.serving.len() });
         }
         if needed > 1 && self.waiting.len() >= WAITING_WRITES {
+            self.times_full.waiting += 1;
             return Err(WriteError::Overloaded);
         }
         if self.fenced {
