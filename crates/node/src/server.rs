@@ -112,6 +112,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
             })
             .collect(),
         traffic.clone(),
+        regions.rules().hash(),
     );
     let peer_thread = LinkThread { links, address: config.listen.peer };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

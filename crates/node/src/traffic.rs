@@ -1,12 +1,17 @@
-//! What goes over each link: counted by the link's tasks, read by the status.
+//! What goes over each link, and why one is refused: noted by the link's tasks, read by the status.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use tropism_crdt::NodeId;
 use tropism_replica::{Frame, FrameBody};
 use tropism_wire::v1;
+
+/// A refusal counts for this long: five times the longest wait before a peer dials again, and is refused again.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// The links of a node, by peer.
 #[derive(Debug, Default)]
@@ -19,6 +24,17 @@ pub(crate) struct Line {
     received: Direction,
     /// Bytes of frames, both ways, that are neither changes nor heartbeats.
     overhead_bytes: AtomicU64,
+    refusal: Mutex<Option<Refusal>>,
+}
+
+/// Why two nodes that could speak do not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// What is wrong and what to do.
+    pub(crate) reason: String,
+    /// Since when, Unix ms.
+    pub(crate) since_ms: u64,
+    last: Instant,
 }
 
 /// Changes one way.
@@ -74,6 +90,27 @@ impl Line {
                 self.overhead_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Notes that the link is refused; says whether that is news.
+    pub(crate) fn refuse(&self, reason: &str, now_ms: u64) -> bool {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let since_ms = refusal
+            .as_ref()
+            .filter(|known| known.reason == reason && known.last.elapsed() < REFUSED_FOR)
+            .map(|known| known.since_ms);
+        *refusal = Some(Refusal {
+            reason: reason.to_owned(),
+            since_ms: since_ms.unwrap_or(now_ms),
+            last: Instant::now(),
+        });
+        since_ms.is_none()
+    }
+
+    /// Why the link is refused, if it was lately.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.clone().filter(|refusal| refusal.last.elapsed() < REFUSED_FOR)
     }
 
     /// What was counted so far.

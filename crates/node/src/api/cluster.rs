@@ -240,18 +240,24 @@ impl Inner {
     fn link(&self, link: &LinkStatus, backlog: Backlog) -> v1::LinkStatus {
         let now = self.handle.time().now();
         let age_ms = |us: u64| now.mono_us.saturating_sub(us) / 1000;
+        let line = self.traffic.line(&link.peer.node);
+        let traffic = line.map(Line::counts).unwrap_or_default();
+        let refusal = line.and_then(Line::refusal).filter(|_| !link.up);
         let state = match link.up {
+            false if refusal.is_some() => v1::LinkState::Refused,
             false => v1::LinkState::Down,
             true if backlog.changes > CURRENT_CHANGES => v1::LinkState::CatchingUp,
             true => v1::LinkState::Current,
         };
         let (offset, error) = link.offset_ms.unwrap_or((0, 0));
-        let traffic = self.traffic.line(&link.peer.node).map(Line::counts).unwrap_or_default();
         v1::LinkStatus {
             peer: link.peer.node.as_str().to_owned(),
             region: link.peer.region.as_str().to_owned(),
             state: state.into(),
-            state_since_ms: now.wall_ms.saturating_sub(age_ms(link.since_us)),
+            state_since_ms: match &refusal {
+                Some(refusal) => refusal.since_ms,
+                None => now.wall_ms.saturating_sub(age_ms(link.since_us)),
+            },
             last_heard_ms: link.last_heard_us.map(age_ms),
             round_trip_us: link.rtt_us.unwrap_or(0),
             clock_offset_us: offset.saturating_mul(1000),
@@ -272,7 +278,11 @@ impl Inner {
                 changes_wanted: link.counted.wanted,
                 overhead_bytes: traffic.overhead_bytes,
             }),
-            problem: if link.up { String::new() } else { "no connection".to_owned() },
+            problem: match refusal {
+                _ if link.up => String::new(),
+                Some(refusal) => refusal.reason,
+                None => "no connection".to_owned(),
+            },
         }
     }
 
@@ -362,6 +372,9 @@ impl Inner {
                 link.peer, link.region
             );
             warnings.push(warning("link_down", message, link.state_since_ms));
+        }
+        for link in links.iter().filter(|link| link.state() == v1::LinkState::Refused) {
+            warnings.push(warning("link_refused", link.problem.clone(), link.state_since_ms));
         }
         warnings.sort_by_key(|warning| warning.since_ms);
         warnings

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tropism_crdt::NodeId;
 use tropism_storage::{MemoryEngine, Store};
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::{self, expiry::When};
@@ -74,4 +75,20 @@ async fn a_full_queue_is_counted() {
     let status = status(&world).await;
     let queue = status.queues.iter().find(|queue| queue.name == "watches").unwrap();
     assert_eq!((queue.length, queue.limit, queue.times_full), (5, 5, 1));
+}
+
+#[tokio::test]
+async fn a_refused_link_is_shown_with_its_reason() {
+    let world = World::new().await;
+    let before = status(&world).await;
+    assert_eq!(before.links[0].state(), v1::LinkState::Down);
+    let line = world.api.traffic.line(&NodeId::new("there-1").unwrap()).unwrap();
+    assert!(line.refuse("other rules", 5) && !line.refuse("other rules", 6), "only the first is news");
+    let after = status(&world).await;
+    let link = &after.links[0];
+    assert_eq!((link.state(), link.state_since_ms), (v1::LinkState::Refused, 5));
+    assert_eq!(link.problem, "other rules");
+    let warnings: Vec<&str> = after.warnings.iter().map(|warning| warning.name.as_str()).collect();
+    assert_eq!(warnings, ["link_refused", "not_durable"]);
+    assert!(line.refuse("something else", 7));
 }
