@@ -475,6 +475,9 @@ impl Turns {
                 return Err(Failure::Short(format!("{by} says: {reason}")));
             }
             Output::Event(Event::Refused { from, reason }) => warn!(%from, reason, "change refused"),
+            Output::Event(Event::Parked { reason }) => {
+                warn!(reason, "a change could not be applied: its key is parked")
+            }
             Output::Event(Event::Recounted { was, is }) => {
                 warn!(?was, ?is, "the keys were counted anew: a row was not what had been written");
             }

@@ -8,7 +8,7 @@ use tropism_crdt::document::PeerChange;
 use tropism_crdt::{Body, Change, NodeId, Origin};
 use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
-use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, ValueRow};
+use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
 use crate::census::Counted;
 use crate::documents::LoadError;
@@ -227,7 +227,10 @@ impl Replica {
         key: &str,
         changes: &[Change],
     ) -> Result<(), ReplicaError> {
-        let mut row = store.value(id, key)?.unwrap_or_default();
+        let mut row = match store.value(id, key) {
+            Err(StoreError::Damaged { .. }) => return self.put_aside(store, id, key, changes),
+            row => row?.unwrap_or_default(),
+        };
         let was = Counted::of(&row);
         let mut edits: Vec<&Change> = Vec::new();
         let life = row.cell.life;
@@ -262,6 +265,28 @@ impl Replica {
         Ok(())
     }
 
+    /// Keeps changes of a key whose row is not what was written: there is nothing to merge them into. The row stays as it
+    /// is, so nothing of the key is shown or written; they are counted in the vector like any others.
+    fn put_aside(
+        &mut self,
+        store: &mut Store,
+        shard: ShardId,
+        key: &str,
+        changes: &[Change],
+    ) -> Result<(), ReplicaError> {
+        let life = EditKey::ROW_LOST;
+        let names = store.edit_names(shard, key)?;
+        let kept = names.iter().filter(|(of, _)| *of == life).map(|(_, part)| part + 1).max().unwrap_or(0);
+        for (part, change) in (kept..).zip(changes) {
+            store.put_edit(&EditKey { shard, key, life, part }, &change.encode());
+        }
+        let Err(error) = store.value(shard, key) else { return Ok(()) }; // it was just found damaged
+        let reason = error.to_string();
+        self.count_unreadable(store, shard, key, &reason);
+        self.event(Event::Parked { reason });
+        Ok(())
+    }
+
     /// Merges the automerge part of changes of the life a key is in; what does not apply parks the key.
     fn merge_document(
         &mut self,
@@ -280,9 +305,11 @@ impl Replica {
         if row.parked.is_none() {
             let loaded = match self.documents.get(store, id, key, life) {
                 Ok(loaded) => loaded,
-                Err(LoadError::Store(error)) => return Err(error.into()),
-                Err(LoadError::Document(error)) => {
-                    park(store, id, key, row, &raw, error.to_string());
+                Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
+                Err(error) => {
+                    let reason = error.to_string();
+                    self.event(Event::Parked { reason: reason.clone() });
+                    park(store, id, key, row, &raw, reason);
                     return Ok(());
                 }
             };

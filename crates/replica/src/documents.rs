@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use thiserror::Error;
 use tropism_crdt::Origin;
 use tropism_crdt::document::{Document, DocumentError};
 use tropism_placement::{Policy, ScopeName, ShardId};
@@ -64,16 +65,12 @@ impl LongHistory {
 }
 
 /// Why a document could not be had.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum LoadError {
-    Store(StoreError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
     Document(DocumentError),
-}
-
-impl From<StoreError> for LoadError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }
 
 impl Documents {
@@ -121,8 +118,8 @@ impl Documents {
         let mut document = None;
         let (mut saved_bytes, mut parts, mut parts_bytes) = (0, 0, 0);
         let mut tail = Vec::new();
-        for (of, part, piece) in store.edits(shard, key)? {
-            if of != life || part >= EditKey::PARKED {
+        for (part, piece) in store.edits(shard, key, life)? {
+            if part >= EditKey::PARKED {
                 continue;
             }
             if part == 0 {
@@ -205,7 +202,7 @@ impl Documents {
         }
     }
 
-    /// Removes the stored history of every life of a key below `life`.
+    /// Removes the stored history of every life of a key below `life`, damaged or not.
     pub(crate) fn clear(
         &mut self,
         store: &mut Store,
@@ -217,7 +214,7 @@ impl Documents {
             self.forget(shard, key);
         }
         self.long.remove(&(shard, key.to_owned()));
-        for (life, part, _) in store.edits(shard, key)? {
+        for (life, part) in store.edit_names(shard, key)? {
             if life < below {
                 store.remove(Space::Edits, EditKey { shard, key, life, part }.encode());
             }

@@ -596,6 +596,18 @@ impl Replica {
         store.put_value(name, was.standing, row);
     }
 
+    /// Counts a key as parked whose row was found to be damaged; the sweep may have found that before.
+    pub(crate) fn count_unreadable(&mut self, store: &mut Store, shard: ShardId, key: &str, problem: &str) {
+        let name = ValueKey { shard, key }.encode();
+        let unreadable = Counted::unreadable(problem.to_owned());
+        let scope = scope_of(store, shard);
+        self.census.changed(name.as_bytes(), shard, (&unreadable, &unreadable), scope);
+        let mut keys = store.tally().keys;
+        keys.remove(unreadable.standing);
+        keys.add(unreadable.standing);
+        store.recount_keys(keys);
+    }
+
     /// Remembers a document that was just used if its history is long.
     pub(crate) fn note_history(&mut self, shard: ShardId, key: &str) {
         if let Some(Shard { record, .. }) = self.shards.cached(shard) {

@@ -428,7 +428,10 @@ impl Replica {
             let regions = vec![self.identity.region.clone()];
             return Ok(Some(Err(WriteError::NotAcknowledged { needed, regions })));
         }
-        let now = store.value(id, &write.key)?.unwrap_or_default();
+        let now = match store.value(id, &write.key) {
+            Err(StoreError::Damaged { .. }) => ValueRow::default(), // it was written all the same
+            row => row?.unwrap_or_default(),
+        };
         let (version, existed, counter) =
             row.reply.unwrap_or_else(|| (version_of(&now.cell), false, counter_of(&now.cell)));
         Ok(Some(Ok(WriteDone {
@@ -571,7 +574,8 @@ impl Replica {
         let paths = self.paths.get(record.rule.as_ref()).cloned().unwrap_or_default();
         let document = match self.documents.get(store, id, &write.key, life) {
             Ok(loaded) => &mut loaded.document,
-            Err(LoadError::Store(error)) => return Err(error.into()),
+            Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
+            Err(LoadError::Store(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
             Err(LoadError::Document(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
         };
         let policy = &record.policy;

@@ -11,7 +11,9 @@ use tropism_replica::{
     Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Status, Write,
     WriteDone, WriteError, WriteOp,
 };
-use tropism_storage::{Batch, Engine, MemoryEngine, Reads, Space, Store, StoreKey, ValueKey, ValueRow, View};
+use tropism_storage::{
+    Batch, EditKey, Engine, MemoryEngine, Reads, Space, Store, StoreKey, ValueKey, ValueRow, View,
+};
 
 const REGIONS: &str = r#"
 region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
@@ -315,7 +317,7 @@ fn a_stable_delete_leaves_a_stub_and_the_next_write_begins_a_new_life() {
         let row = pair.value(node, "docs", "d");
         assert_eq!((row.cell.content, row.cell.written), (Content::Empty, None));
         assert!(row.cell.deleted_at.is_some());
-        assert!(pair.nodes[node].store.edits(shard("docs"), "d").unwrap().is_empty(), "history is gone");
+        assert!(pair.nodes[node].store.edit_names(shard("docs"), "d").unwrap().is_empty(), "history is gone");
     }
     pair.write(0, write("docs", "d", document(r#"{"b":2}"#))).unwrap();
     pair.wait_ms(100);
@@ -499,6 +501,101 @@ fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() 
     assert!(refused.is_err(), "{refused:?}");
     let later = Now { mono_us: now.mono_us + 2_000_000, wall_ms: now.wall_ms + 2_000 };
     assert!(replica.stamps(later, &mut store, 1).is_ok());
+}
+
+/// Flips a byte of a stored row.
+fn rot(node: &mut Node, space: Space, name: StoreKey) {
+    let mut row = node.store.get(space, name.as_bytes()).unwrap().unwrap().to_vec();
+    row[2] ^= 0x10;
+    node.store.put(space, name, row.into());
+}
+
+#[test]
+fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
+    let mut pair = Pair::linked();
+    for scope in ["cache/c", "docs"] {
+        let op = |n| if scope == "docs" { document(&format!("{{\"n\":{n}}}")) } else { bytes("v") };
+        pair.write(0, write(scope, "rotten", op(1))).unwrap();
+        pair.wait_ms(1_000);
+        rot(&mut pair.nodes[1], Space::Values, ValueKey { shard: shard(scope), key: "rotten" }.encode());
+        pair.write(0, write(scope, "rotten", op(2))).unwrap();
+        pair.write(0, write(scope, "rotten", op(3))).unwrap();
+        pair.write(0, write(scope, "sound", op(4))).unwrap();
+        pair.settle();
+        let degraded = pair.status(1).degraded;
+        assert!(degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1), "at once: {degraded:?}");
+        pair.wait_ms(1_000);
+        let degraded = pair.status(1).degraded;
+        assert!(
+            degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1),
+            "and as counted: {degraded:?}"
+        );
+        pair.restart(1);
+        pair.link();
+        pair.wait_ms(2_000);
+        pair.write(0, write(scope, "rotten", WriteOp::Delete)).unwrap();
+        pair.write(1, write(scope, "sound", op(5))).unwrap();
+        pair.wait_ms(500);
+        let store = &pair.nodes[1].store;
+        assert!(store.value(shard(scope), "rotten").is_err(), "nothing is shown");
+        let kept = store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
+        let kept: Vec<u64> = kept.iter().map(|(_, change)| Change::decode(change).unwrap().seq).collect();
+        assert_eq!(kept, [2, 3, 5], "every change since, before and after the restart");
+        assert_eq!(pair.nodes[0].store.vector(shard(scope)), store.vector(shard(scope)), "and counted");
+        assert_eq!(pair.value(0, scope, "sound").last, pair.value(1, scope, "sound").last);
+    }
+    assert_eq!(pair.keys(1), [2, 0, 0, 2]);
+}
+
+#[test]
+fn a_rotten_piece_of_history_parks_its_key_and_refuses_its_writes() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document(r#"{"a":1}"#))).unwrap();
+    pair.wait_ms(1_000);
+    for node in 0..2 {
+        pair.restart(node); // it is not in memory
+        let name = EditKey { shard: shard("docs"), key: "d", life: 0, part: 0 }.encode();
+        rot(&mut pair.nodes[node], Space::Edits, name);
+    }
+    pair.wait_ms(2_000);
+    let refused = pair.write(1, write("docs", "d", document(r#"{"a":2}"#)));
+    assert!(matches!(refused, Err(WriteError::Damaged(_))), "{refused:?}");
+    pair.write(1, write("docs", "sound", document("{}"))).unwrap();
+    pair.restart(0);
+    pair.link();
+    pair.wait_ms(2_000);
+    pair.write(0, write("docs", "other", document("{}"))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!(pair.json(0, "sound"), "{}", "nobody stopped");
+    // A delete asks for no history, and the next life begins without it.
+    pair.write(1, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.write(1, write("docs", "d", document(r#"{"b":1}"#))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!((pair.json(0, "d"), pair.json(1, "d")), (r#"{"b":1}"#.into(), r#"{"b":1}"#.into()));
+}
+
+#[test]
+fn a_peers_change_of_a_document_whose_history_rotted_parks_it() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document(r#"{"a":1}"#))).unwrap();
+    pair.wait_ms(1_000);
+    pair.restart(1);
+    rot(
+        &mut pair.nodes[1],
+        Space::Edits,
+        EditKey { shard: shard("docs"), key: "d", life: 0, part: 0 }.encode(),
+    );
+    pair.link();
+    pair.write(0, write("docs", "d", document(r#"{"a":2}"#))).unwrap();
+    pair.wait_ms(500);
+    assert_eq!(pair.value(1, "docs", "d").parked.map(|parked| parked.changes), Some(1));
+    assert_eq!((pair.status(1).degraded.len(), pair.keys(1)), (1, [0, 0, 0, 1]));
+    assert_eq!(pair.nodes[0].store.vector(shard("docs")), pair.nodes[1].store.vector(shard("docs")));
+    pair.write(0, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.write(0, write("docs", "d", document(r#"{"b":1}"#))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!(pair.json(1, "d"), r#"{"b":1}"#, "another life is whole");
+    assert_eq!((pair.status(1).degraded.len(), pair.keys(1)), (0, [1, 0, 0, 0]));
 }
 
 #[test]

@@ -302,8 +302,25 @@ impl Store {
         Ok(shards)
     }
 
-    /// The pieces of a key's history with their life and part, in order; the open batch's too.
-    pub fn edits(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64, Bytes)>, StoreError> {
+    /// The pieces of the history of one life of a key with their part, in order; the open batch's too.
+    pub fn edits(&self, shard: ShardId, key: &str, life: u64) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        let damaged = |problem| StoreError::Damaged { space: Space::Edits.name(), problem };
+        let mut edits = Vec::new();
+        for (of, part, piece) in self.stored_edits(shard, key)? {
+            if of == life {
+                edits.push((part, piece.slice_ref(checked(&piece).map_err(damaged)?)));
+            }
+        }
+        Ok(edits)
+    }
+
+    /// Life and part of the pieces of a key's history, whole or damaged, in order; the open batch's too.
+    pub fn edit_names(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64)>, StoreError> {
+        Ok(self.stored_edits(shard, key)?.into_iter().map(|(life, part, _)| (life, part)).collect())
+    }
+
+    /// The pieces as they are stored.
+    fn stored_edits(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64, Bytes)>, StoreError> {
         let prefix = EditKey { shard, key, life: 0, part: 0 }.prefix();
         let end = after_prefix(&prefix);
         let committed = self.engine.scan(Space::Edits, &prefix, &end);
@@ -323,7 +340,6 @@ impl Store {
             let mut r = Reader::new(&name[prefix.len()..]);
             let life = r.u64("life").map_err(damaged)?;
             let part = r.u64("part").map_err(damaged)?;
-            let piece = piece.slice_ref(checked(&piece).map_err(damaged)?);
             edits.push((life, part, piece));
         }
         Ok(edits)
