@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 use tropism_storage::engine::Rows;
-use tropism_storage::{Batch, Engine, EngineError, Space, Syncer, View};
+use tropism_storage::{Batch, Engine, EngineError, Footprint, Space, Syncer, View};
 
 /// Memory and disk that an engine may use beside its tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,6 +211,14 @@ impl Engine for DiskEngine {
 
     fn durable(&self) -> bool {
         true
+    }
+
+    fn footprint(&self) -> Footprint {
+        let database = &self.spaces.database;
+        Footprint {
+            bytes: database.disk_space().unwrap_or(0), // fails only when a lock is poisoned: the engine has failed
+            block_cache: Some((database.cache_size(), database.cache_capacity())),
+        }
     }
 }
 

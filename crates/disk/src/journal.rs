@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tropism_crdt::codec::{DecodeError, Reader};
 use tropism_storage::rows::Row;
-use tropism_storage::{Head, NodeKey, Space};
+use tropism_storage::{Head, HeadRow, NodeKey, Space};
 use xxhash_rust::xxh3::xxh3_64;
 
 const START: u8 = 1;
@@ -222,7 +222,7 @@ impl Batch {
             let key = r.take(usize::from(key_len), "key")?;
             let value = r.take(stored_len as usize, "value")?;
             if keyspace == NODE_KEYSPACE && key == head_key.as_bytes() {
-                head = Head::decode(&Bytes::copy_from_slice(value)).ok();
+                head = HeadRow::decode(&Bytes::copy_from_slice(value)).ok().map(|row| row.head);
             }
         }
         let sum = xxh3_64(&whole[first_item..r.at()]);

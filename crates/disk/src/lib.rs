@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
-use tropism_storage::{Head, NodeKey, Reads, Space};
+use tropism_storage::{Head, HeadRow, NodeKey, Reads, Space};
 
 pub use crate::engine::{DiskEngine, DiskOptions};
 use crate::journal::Tear;
@@ -168,10 +168,10 @@ pub fn open(dir: &Path, options: &DiskOptions) -> Result<(DiskEngine, Witness), 
         Err(engine::Refusal::Io(source)) => return Err(OpenError::Io { doing: "open", path: store, source }),
         Err(engine::Refusal::Damaged(reason)) => return Err(damaged(reason)),
     };
-    let head: Option<Head> = engine
+    let row: Option<HeadRow> = engine
         .row(Space::Node, &NodeKey::Head.encode())
         .map_err(|problem| damaged(format!("its head cannot be read: {problem}")))?;
-    let head = head.unwrap_or_default();
+    let head = row.unwrap_or_default().head;
     match checked.head {
         Some(journal) if journal != head => Err(damaged(format!(
             "its journal ends at commit {} but it shows commit {}",

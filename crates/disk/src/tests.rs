@@ -166,7 +166,8 @@ fn zero(path: &Path, from: usize, to: usize) {
 }
 
 fn head_of(engine: &DiskEngine) -> Head {
-    engine.row(Space::Node, &NodeKey::Head.encode()).unwrap().unwrap_or_default()
+    let row: Option<HeadRow> = engine.row(Space::Node, &NodeKey::Head.encode()).unwrap();
+    row.unwrap_or_default().head
 }
 
 fn refusal(dir: &Path) -> OpenError {
@@ -705,4 +706,20 @@ fn a_witness_of_a_newer_format_is_not_read() {
     tropism_crdt::codec::put_checksum(&mut slot, 0);
     File::options().write(true).open(&path).unwrap().write_all_at(&slot, 0).unwrap();
     assert!(refusal(dir.path()).to_string().contains("format 2, this program knows 1"));
+}
+
+#[test]
+fn the_footprint_is_that_of_the_files() {
+    let dir = tempdir().unwrap();
+    let (mut engine, _witness) = open(dir.path(), &options()).unwrap();
+    let before = engine.footprint();
+    let mut random = Random(7);
+    for number in 0..200 {
+        let writes = vec![(Space::Values, value_key(number), Some(random.bytes(10_000)))];
+        engine.commit(Batch { writes }).unwrap();
+    }
+    engine.sync().unwrap();
+    let after = engine.footprint();
+    assert!(after.bytes >= before.bytes + 1_500_000, "{before:?} {after:?}");
+    assert_eq!(after.block_cache.map(|(_, limit)| limit), Some(8 << 20));
 }

@@ -19,7 +19,7 @@ use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
     Write, WriteDone, WriteError,
 };
-use tropism_storage::{Head, Store, StoreError, View};
+use tropism_storage::{Footprint, Head, Store, StoreError, Tally, View};
 
 pub use crate::sync::Witnessed;
 use crate::sync::{Finisher, Leaving, SyncThread, Turn};
@@ -35,6 +35,8 @@ pub const FRAME_QUEUE: usize = 1_024;
 const SYNCED_IN_PLACE: usize = 4;
 /// Status for readers is renewed this often at most.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
+/// The store is asked how much room it takes this often at most: it goes through the list of its files.
+const FOOTPRINT_EVERY: Duration = Duration::from_secs(1);
 
 /// What the driver's time comes from: a monotonic clock that begins with the process, and the wall clock.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +83,10 @@ pub struct Published {
     pub status: Arc<Status>,
     /// When `status` was taken.
     pub status_at: Now,
+    /// How much the store holds at that commit.
+    pub tally: Tally,
+    /// How much room it takes, a second ago at most.
+    pub footprint: Footprint,
 }
 
 /// Why a call got no answer from the replica. No effect, unless it says otherwise.
@@ -269,6 +275,8 @@ impl Driver {
             stable_commit: replica.stable_commit(),
             status: Arc::new(replica.status(now)),
             status_at: now,
+            tally: store.tally(),
+            footprint: store.footprint(),
         }));
         let (messages, inbox) = sync_channel(INPUT_QUEUE);
         let (commits_sender, commits) = watch::channel(store.head().commit);
@@ -298,6 +306,7 @@ impl Driver {
             status_due: Instant::now(),
             inputs: 0,
             leaving: Vec::new(),
+            footprint_due: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
             if let Err(failure) = turns.run(&inbox) {
@@ -342,6 +351,7 @@ struct Turns {
     inputs: usize,
     /// What leaves with the open turn beside the replica's outputs.
     leaving: Vec<Leaving>,
+    footprint_due: Instant,
 }
 
 impl Turns {
@@ -435,9 +445,21 @@ impl Turns {
         } else {
             (last.status.clone(), last.status_at)
         };
-        let snapshot = if committed { self.store.snapshot() } else { last.snapshot.clone() };
-        let stable_commit = self.replica.stable_commit();
-        Published { snapshot, head: self.store.head(), stable_commit, status, status_at }
+        let footprint = if self.footprint_due <= Instant::now() {
+            self.footprint_due = Instant::now() + FOOTPRINT_EVERY;
+            self.store.footprint()
+        } else {
+            last.footprint
+        };
+        Published {
+            snapshot: if committed { self.store.snapshot() } else { last.snapshot.clone() },
+            head: self.store.head(),
+            stable_commit: self.replica.stable_commit(),
+            status,
+            status_at,
+            tally: self.store.tally(),
+            footprint,
+        }
     }
 
     fn take(&mut self, now: Now, message: Message) -> Result<(), Failure> {
@@ -515,6 +537,12 @@ impl Turns {
                 return Err(Failure::Short(format!("{by} says: {reason}")));
             }
             Output::Event(Event::Refused { from, reason }) => warn!(%from, reason, "change refused"),
+            Output::Event(Event::Parked { reason }) => {
+                warn!(reason, "a change could not be applied: its key is parked")
+            }
+            Output::Event(Event::Recounted { was, is }) => {
+                warn!(?was, ?is, "the keys were counted anew: a row was not what had been written");
+            }
             Output::Event(event) => debug!(?event, "replica"),
         }
         Ok(())

@@ -7,3 +7,4 @@ pub mod peer;
 pub mod server;
 mod sync;
 pub mod token;
+pub mod traffic;

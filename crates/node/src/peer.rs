@@ -1,8 +1,9 @@
 //! Links to peers: dialling, accepting, the handshake, and frames between sockets and the driver.
 //!
 //! Each pair of nodes keeps one link, dialled by the node with the smaller id. Both sides first say who they are, then
-//! prove that they know the cluster's secret; `Prover` is the part that mutual TLS would replace. A link that fails
-//! is dialled again with growing patience.
+//! prove that they know the cluster's secret; `Prover` is the part that mutual TLS would replace. Then they compare the
+//! hashes of their rules: where they differ the same scope could be held elsewhere or be of another kind, and no change
+//! flows (`docs/decisions/0006-rules-must-agree.md`). A link that fails is dialled again with growing patience.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
+use prost::Message as _;
 use rand::RngExt;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
@@ -17,10 +19,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 use tropism_crdt::NodeId;
-use tropism_placement::RegionName;
+use tropism_placement::{PolicyHash, RegionName};
 use tropism_replica::Hello;
 use tropism_wire::frames::{PROTOCOL_VERSION, from_message, hello_from_message, hello_message, to_message};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
@@ -29,7 +31,8 @@ use tropism_wire::v1::peer_service_client::PeerServiceClient;
 use tropism_wire::v1::peer_service_server::{PeerService, PeerServiceServer};
 use tropism_wire::{Problem, Reason, v1};
 
-use crate::driver::{FRAME_QUEUE, Handle};
+use crate::driver::{FRAME_QUEUE, Handle, wall_ms};
+use crate::traffic::{Line, Traffic};
 
 /// How long a connection and its handshake may take: ten of the longest round trips.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
@@ -61,6 +64,8 @@ struct Inner {
     cluster: String,
     prover: Prover,
     peers: BTreeMap<NodeId, PeerAddress>,
+    traffic: Arc<Traffic>,
+    policy: PolicyHash,
     next_connection: AtomicU64,
 }
 
@@ -120,6 +125,8 @@ impl Links {
         cluster: String,
         secret: &[u8],
         peers: Vec<PeerAddress>,
+        traffic: Arc<Traffic>,
+        policy: PolicyHash,
     ) -> Self {
         Self(Arc::new(Inner {
             handle,
@@ -127,6 +134,8 @@ impl Links {
             cluster,
             prover: Prover { secret: secret.to_vec() },
             peers: peers.into_iter().map(|peer| (peer.node, peer)).collect(),
+            traffic,
+            policy,
             next_connection: AtomicU64::new(1),
         }))
     }
@@ -150,7 +159,11 @@ impl Links {
         let mut patience = REDIAL.0;
         loop {
             let begun = Instant::now();
-            match self.dial(peer).await {
+            let outcome = self.dial(peer).await;
+            if let Err(status) = &outcome {
+                self.note_refusal(&peer.node, status);
+            }
+            match outcome {
                 Ok(()) => debug!(peer = %peer.node, "link ended"),
                 Err(status) if patience >= REDIAL.1 => {
                     info!(peer = %peer.node, address = peer.address, reason = status.message(), "no link; dialling on");
@@ -179,7 +192,8 @@ impl Links {
         let own = self.own_hello(peer.node).await?;
         let nonce: [u8; 32] = rand::rng().random();
         let expected = peer.node.to_string();
-        outgoing.say(Message::Hello(hello_message(&own, &self.0.cluster, &expected, &nonce))).await?;
+        let hello = hello_message(&own, &self.0.cluster, &expected, &nonce, &self.0.policy);
+        outgoing.say(Message::Hello(hello)).await?;
         let frames = tokio_stream::StreamExt::filter_map(ReceiverStream::new(frames), Result::ok);
         let shaken = timeout(HANDSHAKE_TIME, async {
             let mut incoming = client.link(Request::new(frames)).await?.into_inner();
@@ -191,6 +205,7 @@ impl Links {
                 self.0.prover.proof(&self.0.cluster, (&self.0.node, &nonce), (&theirs.node, &their_nonce));
             outgoing.say(Message::Proof(v1::HelloProof { hmac: proof.to_vec().into() })).await?;
             self.verify(hear(&mut incoming).await?, (&theirs.node, &their_nonce), &nonce)?;
+            self.same_rules(&theirs.node, &hello.policy_hash)?;
             Ok((theirs, incoming))
         });
         let (theirs, incoming) =
@@ -206,8 +221,10 @@ impl Links {
             let (theirs, their_nonce) = self.check(&hello, None)?;
             let own = self.own_hello(theirs.node).await?;
             let nonce: [u8; 32] = rand::rng().random();
-            outgoing.say(Message::Hello(hello_message(&own, &self.0.cluster, "", &nonce))).await?;
+            let message = hello_message(&own, &self.0.cluster, "", &nonce, &self.0.policy);
+            outgoing.say(Message::Hello(message)).await?;
             self.verify(hear(&mut incoming).await?, (&theirs.node, &their_nonce), &nonce)?;
+            self.same_rules(&theirs.node, &hello.policy_hash)?;
             let proof =
                 self.0.prover.proof(&self.0.cluster, (&self.0.node, &nonce), (&theirs.node, &their_nonce));
             outgoing.say(Message::Proof(v1::HelloProof { hmac: proof.to_vec().into() })).await?;
@@ -273,6 +290,34 @@ impl Links {
         Err(Problem::unauthenticated("the peer does not know the cluster's secret").into())
     }
 
+    /// Whether a peer that proved who it is follows the rules that this node follows.
+    fn same_rules(&self, peer: &NodeId, theirs: &[u8]) -> Result<(), Status> {
+        let own = self.0.policy;
+        if theirs == own.0 {
+            return Ok(());
+        }
+        let theirs = <[u8; 32]>::try_from(theirs)
+            .map_or_else(|_| "it does not say which".to_owned(), |hash| PolicyHash(hash).to_string());
+        let status = refused(format!(
+            "{peer} and {} have different rules ({theirs} and {own}): nothing is replicated between them until both have \
+             the same regions file",
+            self.0.node
+        ));
+        self.note_refusal(peer, &status);
+        Err(status)
+    }
+
+    /// Notes, and logs once, that a peer and this node refuse each other.
+    fn note_refusal(&self, peer: &NodeId, status: &Status) {
+        let refusal = status.code() == Code::FailedPrecondition;
+        if let Some(line) = self.0.traffic.line(peer)
+            && refusal
+            && line.refuse(status.message(), wall_ms())
+        {
+            warn!(%peer, reason = status.message(), "link refused");
+        }
+    }
+
     /// Carries frames both ways until either side has enough.
     async fn run(&self, theirs: Hello, outgoing: Outgoing, mut incoming: Incoming) -> Result<(), Status> {
         let peer = theirs.node;
@@ -280,9 +325,13 @@ impl Links {
         let (frames, mut to_send) = mpsc::channel(FRAME_QUEUE);
         info!(%peer, region = %theirs.region, "link up");
         self.0.handle.link_up(theirs, connection, frames).await;
+        let nobody = Line::default();
+        let line = self.0.traffic.line(&peer).unwrap_or(&nobody);
         let sending = async {
             while let Some(frame) = to_send.recv().await {
-                if outgoing.0.send(Ok(to_message(&frame))).await.is_err() {
+                let message = to_message(&frame);
+                line.sent(&frame, &message);
+                if outgoing.0.send(Ok(message)).await.is_err() {
                     break;
                 }
             }
@@ -290,6 +339,7 @@ impl Links {
         };
         let receiving = async {
             while let Some(message) = incoming.message().await? {
+                let bytes = message.encoded_len();
                 let frame = from_message(message).map_err(|error| {
                     Status::from(Problem::invalid_argument(
                         Reason::MalformedRequest,
@@ -298,6 +348,7 @@ impl Links {
                     ))
                 })?;
                 if let Some(frame) = frame {
+                    line.received(&frame, bytes);
                     self.0.handle.frame(peer, connection, frame).await;
                 }
             }
@@ -335,7 +386,12 @@ impl PeerService for Links {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use tropism_placement::Regions;
+    use tropism_replica::{Identity, Peer};
+    use tropism_storage::{MemoryEngine, Store};
+
     use super::*;
+    use crate::driver::Driver;
 
     #[test]
     fn a_proof_depends_on_the_secret_the_cluster_both_ids_and_both_nonces() {
@@ -353,5 +409,128 @@ mod tests {
         assert!(others.iter().all(|other| *other != proof), "and one side's proof is not the other's");
         let hex: String = proof.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex.len(), 64);
+    }
+
+    const RULES: &str = r#"
+region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
+rtt = [{ between = ["a", "b"], ms = 10 }]
+[[rule]]
+name = "everything"
+pattern = "**"
+kind = "register"
+"#;
+
+    /// A node of two: its links, and what is noted of them.
+    struct Side {
+        driver: Option<Driver>,
+        handle: Handle,
+        links: Links,
+        traffic: Arc<Traffic>,
+    }
+
+    impl Side {
+        /// Node `NAME-1` of region NAME, whose only peer answers at `peer_address`.
+        fn new(name: &str, peer: &str, peer_address: &str, regions_file: &str) -> Self {
+            let regions = Regions::parse("regions.toml", regions_file).unwrap();
+            let node = |name: &str| NodeId::new(&format!("{name}-1")).unwrap();
+            let region = |name: &str| RegionName::new(name).unwrap();
+            let identity = Identity {
+                cluster: "test".into(),
+                node: node(name),
+                region: region(name),
+                boot_random: 1,
+                new_store_id: u128::from(name.as_bytes()[0]),
+                peers: vec![Peer { node: node(peer), region: region(peer) }],
+                rules: regions.rules().clone(),
+                cache_bytes: 1 << 20,
+                log_keep_ms: 600_000,
+            };
+            let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
+            let (driver, handle) = Driver::start(store, identity, None).unwrap();
+            let traffic = Arc::new(Traffic::new(std::iter::once(node(peer))));
+            let address =
+                PeerAddress { node: node(peer), region: region(peer), address: peer_address.to_owned() };
+            let links = Links::new(
+                handle.clone(),
+                node(name),
+                "test".into(),
+                b"secret",
+                vec![address],
+                traffic.clone(),
+                regions.rules().hash(),
+            );
+            Self { driver: Some(driver), handle, links, traffic }
+        }
+
+        fn refusal(&self, peer: &str) -> Option<String> {
+            self.traffic.line(&NodeId::new(peer).unwrap()).unwrap().refusal().map(|refusal| refusal.reason)
+        }
+
+        fn up(&self) -> bool {
+            self.handle.published().status.links.iter().all(|link| link.up)
+        }
+    }
+
+    impl Drop for Side {
+        fn drop(&mut self) {
+            self.driver.take().unwrap().stop();
+        }
+    }
+
+    /// Two nodes with these regions files, of which a-1 dials b-1.
+    async fn two(of_a: &str, of_b: &str) -> (Side, Side) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (a, b) = (Side::new("a", "b", &address, of_a), Side::new("b", "a", "127.0.0.1:1", of_b));
+        let service = b.links.service();
+        tokio::spawn(async move {
+            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming)
+                .await
+                .unwrap();
+        });
+        a.links.dial_all();
+        (a, b)
+    }
+
+    async fn eventually(what: &str, holds: impl Fn() -> bool) {
+        for _ in 0..1_000 {
+            if holds() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("never: {what}");
+    }
+
+    #[tokio::test]
+    async fn nodes_with_different_rules_refuse_each_other_and_both_say_why() {
+        let other = RULES.replace("register", "document");
+        let (a, b) = two(RULES, &other).await;
+        eventually("both know", || a.refusal("b-1").is_some() && b.refusal("a-1").is_some()).await;
+        let hash = |file| Regions::parse("r", file).unwrap().rules().hash().to_string();
+        for reason in [a.refusal("b-1").unwrap(), b.refusal("a-1").unwrap()] {
+            for part in ["a-1", "b-1", hash(RULES).as_str(), hash(&other).as_str()] {
+                assert!(reason.contains(part), "{reason} names {part}");
+            }
+        }
+        assert!(!a.up() && !b.up());
+    }
+
+    #[tokio::test]
+    async fn rules_that_differ_in_what_one_node_alone_looks_at_link() {
+        let other = RULES.replace("\"everything\"", "\"all\"\nexpiry = \"1h\"\ndurability = \"local\"");
+        let (a, b) = two(RULES, &other).await;
+        eventually("the link is up", || a.up() && b.up()).await;
+        assert_eq!((a.refusal("b-1"), b.refusal("a-1")), (None, None));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_say_its_rules_is_refused() {
+        let (a, _b) = two(RULES, RULES).await;
+        let status = a.links.same_rules(&NodeId::new("b-1").unwrap(), b"").unwrap_err();
+        assert!(status.message().contains("does not say"), "{status:?}");
     }
 }

@@ -23,6 +23,7 @@ use crate::api::{Api, ApiConfig};
 use crate::config::{CheckedConfig, Engine};
 use crate::driver::{Driver, Failure, Witnessed};
 use crate::peer::{Links, PeerAddress};
+use crate::traffic::Traffic;
 
 /// Connections of clients at once; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 1_024;
@@ -95,6 +96,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         cache_bytes: usize::try_from(config.limits.cache_bytes).unwrap_or(usize::MAX),
     };
     let (driver, handle) = Driver::start(store, identity, witness)?;
+    let traffic = Arc::new(Traffic::new(config.peers.iter().map(|peer| peer.id)));
     let links = Links::new(
         handle.clone(),
         config.node.id,
@@ -109,6 +111,8 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
                 address: peer.address.clone(),
             })
             .collect(),
+        traffic.clone(),
+        regions.rules().hash(),
     );
     let peer_thread = LinkThread { links, address: config.listen.peer };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -123,6 +127,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
             region: config.node.region.clone(),
             endpoint: format!("http://{}", config.listen.client),
             peers,
+            traffic,
             engine: if durable { "disk" } else { "memory" },
             durable,
             insecure: config.listen.insecure,

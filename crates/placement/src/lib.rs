@@ -24,7 +24,7 @@ pub use regions::{
     Regions,
 };
 pub use rules::{
-    DEFAULT_HISTORY_BYTES, DEFAULT_HISTORY_CHANGES, Durability, MAX_EXPIRY, MAX_RULES, Pattern, Policy, Rule,
-    RuleError, Rules, Share, parse_expiry,
+    DEFAULT_HISTORY_BYTES, DEFAULT_HISTORY_CHANGES, Durability, MAX_EXPIRY, MAX_RULES, Pattern, Policy,
+    PolicyHash, Rule, RuleError, Rules, Share, parse_expiry,
 };
 pub use scope::{Kind, MAX_SPREAD, SLOTS, ScopeId, ShardId, Slot, shard_index};

@@ -370,6 +370,47 @@ struct ReadRule {
     pattern_at: usize,
 }
 
+/// What all members of a scope must find alike, hashed: SHA-256 over the rules in order, of each its pattern, share, kind,
+/// spread, regions in order, and text and counter paths. Left out is what only the node looks at that is asked: names,
+/// durability, expiry and history budgets; these may differ for as long as a change of them goes round.
+///
+/// The bytes are hashed as `docs/decisions/0001-formats.md` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyHash(pub [u8; 32]);
+
+impl fmt::Display for PolicyHash {
+    /// The first 8 bytes: enough to tell two policies apart.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Feeds a hash with counts and texts, so that no two lists of texts are the same bytes.
+struct PolicyHasher(Sha256);
+
+impl PolicyHasher {
+    fn count(&mut self, count: usize) {
+        self.0.update(u32::try_from(count).unwrap_or(u32::MAX).to_be_bytes()); // every list and text is far shorter
+    }
+
+    fn text(&mut self, text: &str) {
+        self.count(text.len());
+        self.0.update(text);
+    }
+
+    fn list<'a>(&mut self, texts: impl ExactSizeIterator<Item = &'a str>) {
+        self.count(texts.len());
+        texts.for_each(|text| self.text(text));
+    }
+
+    /// Paths whose order says nothing.
+    fn paths(&mut self, paths: &[String]) {
+        let mut sorted: Vec<&str> = paths.iter().map(String::as_str).collect();
+        sorted.sort_unstable();
+        self.list(sorted.into_iter());
+    }
+}
+
 /// The rules of a policy, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rules(Vec<Rule>);
@@ -383,6 +424,22 @@ impl Rules {
     /// The rule with this name.
     pub fn get(&self, name: &str) -> Option<&Rule> {
         self.0.iter().find(|rule| &*rule.name == name)
+    }
+
+    /// What two nodes compare before they replicate: equal hashes, equal records.
+    pub fn hash(&self) -> PolicyHash {
+        let mut hasher = PolicyHasher(Sha256::new_with_prefix(b"tropism policy v1\0"));
+        hasher.count(self.0.len());
+        for rule in &self.0 {
+            hasher.text(&rule.pattern.to_string());
+            let share = rule.share.unwrap_or(Share { start: 0, end: 100 });
+            hasher.0.update([share.start, share.end, rule.kind.code()]);
+            hasher.0.update(rule.spread.to_be_bytes());
+            hasher.list(rule.regions.iter().map(RegionName::as_str));
+            hasher.paths(&rule.policy.text);
+            hasher.paths(&rule.policy.counters);
+        }
+        PolicyHash(hasher.0.finalize().into())
     }
 
     /// All rules, in order.

@@ -7,7 +7,7 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_o
 
 use crate::{
     ConfigErrors, Durability, Kind, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS, Pattern, PlacementRecord, Policy,
-    Regions, ScopeName, Share, parse_expiry,
+    PolicyHash, Regions, Rules, ScopeName, Share, parse_expiry,
 };
 
 /// A good file; the tables of bad input replace or append to parts of it.
@@ -493,4 +493,61 @@ proptest! {
         }
         let _ = parse_expiry(&text);
     }
+}
+
+fn policy_hash(file: &str) -> PolicyHash {
+    Regions::parse("r.toml", file).unwrap().rules().hash()
+}
+
+#[test]
+fn policy_hashes_keep_their_golden_values() {
+    // Computed by another implementation of SHA-256. If one changes, nodes of two versions refuse each other.
+    let hex = |hash: PolicyHash| hash.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let golden = "58b3482f0771c597a8cd9ebe262cb33f8a96090444abe551eb2c2573b6e7abe4";
+    assert_eq!(hex(policy_hash(GOOD)), golden);
+    assert_eq!(policy_hash(GOOD).to_string(), golden[..16]);
+    let none = "73c555069d36991e7898c8fd4d9d66a3efdd407196d22070a6287ca3c8769e18";
+    assert_eq!(hex(Rules::default().hash()), none);
+}
+
+#[test]
+fn a_policy_hash_depends_on_what_members_must_find_alike_and_on_nothing_else() {
+    let with = |from: &str, to: &str| {
+        assert!(GOOD.contains(from), "{from}");
+        policy_hash(&GOOD.replacen(from, to, 1))
+    };
+    let matters = [
+        ("shop/**", "shop/*"),
+        ("0..25%", "0..26%"),
+        ("share = \"0..25%\"\n", ""),
+        ("kind = \"register\"", "kind = \"counter\""),
+        ("spread = 4", "spread = 5"),
+        ("regions = [\"tokyo\"]", "regions = [\"tokyo\", \"dallas\"]"),
+        ("text = [\"/note\"]", "text = [\"/notes\"]"),
+        ("counters = [\"/items/*/n\"]", "counters = [\"/items/*/m\"]"),
+        ("[[rule]]\nname = \"rest\"\npattern = \"**\"\nkind = \"register\"\n", ""),
+    ];
+    for (from, to) in matters {
+        assert_ne!(with(from, to), policy_hash(GOOD), "{from} -> {to}");
+    }
+    let does_not = [
+        ("name = \"shop\"", "name = \"shops\""),
+        ("durability = \"regions:1\"", "durability = \"local\""),
+        ("expiry = \"30m\"", "expiry = \"31m\""),
+        ("history_bytes = 1048576", "history_bytes = 1048577"),
+        ("history_changes = 1000", "history_changes = 1001"),
+        ("ms = 113", "ms = 114"),
+        ("pattern = \"**\"", "pattern = \"**\"\nshare = \"0..100%\""),
+    ];
+    for (from, to) in does_not {
+        assert_eq!(with(from, to), policy_hash(GOOD), "{from} -> {to}");
+    }
+    let one = with("regions = [\"tokyo\"]", "regions = [\"tokyo\", \"dallas\"]");
+    assert_ne!(
+        one,
+        with("regions = [\"tokyo\"]", "regions = [\"dallas\", \"tokyo\"]"),
+        "the steward's comes first"
+    );
+    let paths = with("text = [\"/note\"]", "text = [\"/note\", \"/a\"]");
+    assert_eq!(paths, with("text = [\"/note\"]", "text = [\"/a\", \"/note\"]"), "their order says nothing");
 }

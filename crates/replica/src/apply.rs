@@ -8,8 +8,9 @@ use tropism_crdt::document::PeerChange;
 use tropism_crdt::{Body, Change, NodeId, Origin};
 use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
-use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, ValueRow};
+use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
+use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
 use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, PENDING_BYTES, WANT_US};
@@ -126,6 +127,9 @@ impl Replica {
             if vector.includes(&origin, seq) {
                 let told = vector.get(&origin);
                 self.tell(now, from, from, id, origin, told); // the sender does not know yet
+                if let Some(link) = self.links.get_mut(&from) {
+                    link.counted.duplicates += 1;
+                }
                 self.event(Event::Duplicate);
             } else if vector.get(&origin) + 1 == seq
                 && sound.change.deps.iter().all(|(o, s)| vector.includes(o, *s))
@@ -141,6 +145,7 @@ impl Replica {
                     since_us: now.mono_us,
                 };
                 let event = self.pending.insert(id, waits);
+                self.times_full.pending += u64::from(event == Event::PendingFull);
                 self.event(event);
             }
         }
@@ -222,7 +227,11 @@ impl Replica {
         key: &str,
         changes: &[Change],
     ) -> Result<(), ReplicaError> {
-        let mut row = store.value(id, key)?.unwrap_or_default();
+        let mut row = match store.value(id, key) {
+            Err(StoreError::Damaged { .. }) => return self.put_aside(store, id, key, changes),
+            row => row?.unwrap_or_default(),
+        };
+        let was = Counted::of(&row);
         let mut edits: Vec<&Change> = Vec::new();
         let life = row.cell.life;
         for change in changes {
@@ -252,7 +261,29 @@ impl Replica {
             self.merge_document(store, id, key, &mut row, &edits)?;
         }
         row.commit = store.open_commit();
-        store.put_value(id, key, &row);
+        self.put_value(store, id, key, &was, &row);
+        Ok(())
+    }
+
+    /// Keeps changes of a key whose row is not what was written: there is nothing to merge them into. The row stays as it
+    /// is, so nothing of the key is shown or written; they are counted in the vector like any others.
+    fn put_aside(
+        &mut self,
+        store: &mut Store,
+        shard: ShardId,
+        key: &str,
+        changes: &[Change],
+    ) -> Result<(), ReplicaError> {
+        let life = EditKey::ROW_LOST;
+        let names = store.edit_names(shard, key)?;
+        let kept = names.iter().filter(|(of, _)| *of == life).map(|(_, part)| part + 1).max().unwrap_or(0);
+        for (part, change) in (kept..).zip(changes) {
+            store.put_edit(&EditKey { shard, key, life, part }, &change.encode());
+        }
+        let Err(error) = store.value(shard, key) else { return Ok(()) }; // it was just found damaged
+        let reason = error.to_string();
+        self.count_unreadable(store, shard, key, &reason);
+        self.event(Event::Parked { reason });
         Ok(())
     }
 
@@ -274,9 +305,11 @@ impl Replica {
         if row.parked.is_none() {
             let loaded = match self.documents.get(store, id, key, life) {
                 Ok(loaded) => loaded,
-                Err(LoadError::Store(error)) => return Err(error.into()),
-                Err(LoadError::Document(error)) => {
-                    park(store, id, key, row, &raw, error.to_string());
+                Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
+                Err(error) => {
+                    let reason = error.to_string();
+                    self.event(Event::Parked { reason: reason.clone() });
+                    park(store, id, key, row, &raw, reason);
                     return Ok(());
                 }
             };
@@ -300,6 +333,7 @@ impl Replica {
             let heads = loaded.document.heads().hashes().to_vec();
             row.cell.content = Content::Document { heads, json: loaded.document.to_canonical_json().into() };
             self.documents.save(store, id, key, &raw[..applied]);
+            self.note_history(id, key);
             if let Some(reason) = refused {
                 self.event(Event::Parked { reason: reason.clone() });
                 park(store, id, key, row, &raw[applied..], reason);
@@ -367,10 +401,18 @@ impl Replica {
             }
         }
         for ((to, shard, origin), (from, last)) in wants {
-            self.event(Event::Wanted(to));
-            self.send(to, FrameBody::Want(Want { shard, origin, from, to: last }));
+            self.want(to, Want { shard, origin, from, to: last });
         }
         self.pending.next_want_us = (!self.pending.changes.is_empty()).then_some(now.mono_us + WANT_US);
+    }
+
+    /// Asks a peer for changes.
+    pub(crate) fn want(&mut self, peer: NodeId, want: Want) {
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.counted.wanted += want.to - want.from + 1;
+        }
+        self.event(Event::Wanted(peer));
+        self.send(peer, FrameBody::Want(want));
     }
 
     /// Sends a frame if the link stands.

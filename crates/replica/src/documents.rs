@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use thiserror::Error;
 use tropism_crdt::Origin;
 use tropism_crdt::document::{Document, DocumentError};
-use tropism_placement::ShardId;
+use tropism_placement::{Policy, ScopeName, ShardId};
 use tropism_storage::{EditKey, Space, Store, StoreError};
+
+use crate::limits::{LONG_HISTORY_PERCENT, NAMED_IN_STATUS};
 
 /// Saved documents up to this many bytes are written whole with each write: one row of the store costs as much.
 const SAVE_WHOLE_BYTES: usize = 4 * 1024;
@@ -36,24 +39,51 @@ pub(crate) struct Documents {
     bytes: usize,
     limit: usize,
     uses: u64,
+    misses: u64,
+    long: BTreeMap<(ShardId, String), LongHistory>,
+}
+
+/// A document that is filling its history budget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LongHistory {
+    /// Its scope.
+    pub scope: ScopeName,
+    /// Its key.
+    pub key: String,
+    /// Bytes of its history, and what the policy allows.
+    pub bytes: (u64, u64),
+    /// Changes in its history, and what the policy allows.
+    pub changes: (u64, u64),
+}
+
+impl LongHistory {
+    /// How much of the budget is used, in percent of the one that is fuller.
+    fn percent(&self) -> u64 {
+        let of = |(used, allowed): (u64, u64)| used.saturating_mul(100) / allowed.max(1);
+        of(self.bytes).max(of(self.changes))
+    }
 }
 
 /// Why a document could not be had.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(crate) enum LoadError {
-    Store(StoreError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
     Document(DocumentError),
-}
-
-impl From<StoreError> for LoadError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
 }
 
 impl Documents {
     pub(crate) fn new(origin: Origin, limit: usize) -> Self {
-        Self { loaded: BTreeMap::new(), actor: origin.to_bytes(), bytes: 0, limit, uses: 0 }
+        Self {
+            loaded: BTreeMap::new(),
+            actor: origin.to_bytes(),
+            bytes: 0,
+            limit,
+            uses: 0,
+            misses: 0,
+            long: BTreeMap::new(),
+        }
     }
 
     /// Number of documents and bytes.
@@ -72,6 +102,7 @@ impl Documents {
         self.uses += 1;
         let name = (shard, key.to_owned());
         if self.loaded.get(&name).is_none_or(|loaded| loaded.life != life) {
+            self.misses += 1;
             let loaded = self.load(store, shard, key, life)?;
             self.bytes += loaded.cost;
             if let Some(old) = self.loaded.insert(name.clone(), loaded) {
@@ -87,8 +118,8 @@ impl Documents {
         let mut document = None;
         let (mut saved_bytes, mut parts, mut parts_bytes) = (0, 0, 0);
         let mut tail = Vec::new();
-        for (of, part, piece) in store.edits(shard, key)? {
-            if of != life || part >= EditKey::PARKED {
+        for (part, piece) in store.edits(shard, key, life)? {
+            if part >= EditKey::PARKED {
                 continue;
             }
             if part == 0 {
@@ -130,6 +161,40 @@ impl Documents {
         loaded.cost = cost;
     }
 
+    /// Look-ups that found a document in memory, and that did not.
+    pub(crate) fn looked_up(&self) -> (u64, u64) {
+        (self.uses - self.misses, self.misses)
+    }
+
+    /// Remembers a document in memory if its history is long, in place of one that is less so when there are many.
+    pub(crate) fn note_history(&mut self, shard: ShardId, key: &str, scope: &ScopeName, policy: &Policy) {
+        let name = (shard, key.to_owned());
+        let Some(Loaded { document, .. }) = self.loaded.get(&name) else { return };
+        let history = LongHistory {
+            scope: scope.clone(),
+            key: key.to_owned(),
+            bytes: (document.history_bytes() as u64, policy.history_bytes),
+            changes: (document.history_changes(), policy.history_changes),
+        };
+        if history.percent() < LONG_HISTORY_PERCENT {
+            return;
+        }
+        self.long.insert(name, history);
+        if self.long.len() > NAMED_IN_STATUS
+            && let Some(least) = self.long.iter().min_by_key(|(_, history)| history.percent())
+        {
+            let least = least.0.clone();
+            self.long.remove(&least);
+        }
+    }
+
+    /// The long histories that were met, the fullest first.
+    pub(crate) fn long_histories(&self) -> Vec<LongHistory> {
+        let mut long: Vec<LongHistory> = self.long.values().cloned().collect();
+        long.sort_by_key(|history| std::cmp::Reverse(history.percent()));
+        long
+    }
+
     /// Forgets a document whose state in memory may not be what the store says.
     pub(crate) fn forget(&mut self, shard: ShardId, key: &str) {
         if let Some(old) = self.loaded.remove(&(shard, key.to_owned())) {
@@ -137,7 +202,7 @@ impl Documents {
         }
     }
 
-    /// Removes the stored history of every life of a key below `life`.
+    /// Removes the stored history of every life of a key below `life`, damaged or not.
     pub(crate) fn clear(
         &mut self,
         store: &mut Store,
@@ -148,7 +213,8 @@ impl Documents {
         if self.loaded.get(&(shard, key.to_owned())).is_some_and(|loaded| loaded.life < below) {
             self.forget(shard, key);
         }
-        for (life, part, _) in store.edits(shard, key)? {
+        self.long.remove(&(shard, key.to_owned()));
+        for (life, part) in store.edit_names(shard, key)? {
             if life < below {
                 store.remove(Space::Edits, EditKey { shard, key, life, part }.encode());
             }

@@ -34,6 +34,7 @@
 //! Moves of scopes, several owners in a region, digests of values and state transfer: the formats leave room for them.
 
 mod apply;
+mod census;
 mod documents;
 mod frame;
 pub mod limits;
@@ -45,9 +46,12 @@ mod shards;
 mod sweep;
 mod write;
 
+pub use census::Degraded;
+pub use documents::LongHistory;
 pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
-pub use link::LinkStatus;
+pub use link::{LinkCounts, LinkStatus};
 pub use replica::{
-    BootError, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError, Status, Ticket,
+    BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
+    Status, Ticket, TimesFull,
 };
 pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};

@@ -15,8 +15,10 @@ pub const RECENT_BYTES: usize = 16 * 1024 * 1024;
 pub const PENDING_BYTES: usize = 8 * 1024 * 1024;
 /// Memory a pending or recent change costs besides its bytes.
 pub const CHANGE_OVERHEAD_BYTES: usize = 256;
-/// Shards whose vector is kept in memory; about 400 bytes each. Others are read back when needed.
+/// Shards whose vector is kept in memory, at some [`CACHED_SHARD_BYTES`] each. Others are read back when needed.
 pub const CACHED_SHARDS: usize = 65_536;
+/// Memory that a shard in memory takes, about: vectors of a few origins, the record, and the maps they are in. Bytes.
+pub const CACHED_SHARD_BYTES: usize = 400;
 /// Client writes that wait for other regions' disks; beyond it such writes are refused.
 pub const WAITING_WRITES: usize = 10_000;
 /// Heartbeat interval, us.
@@ -50,6 +52,19 @@ pub const FENCE_OFFSET_MS: i64 = 400;
 pub const SWEEP_US: u64 = 200_000;
 /// See [`SWEEP_US`].
 pub const SWEEP_ROWS: usize = 64;
+/// Values that it looks at in each step of its first round after a start, to know soon what has expired and what is
+/// parked: a million keys take under four minutes.
+pub const FIRST_SWEEP_ROWS: usize = 1_024;
+/// Buckets in which expiries are counted, some 32 bytes each; with more they get twice as wide.
+pub const EXPIRY_BUCKETS: usize = 10_000;
+/// Width of these buckets at first, ms: an expired key counts as visible for at most this long.
+pub const EXPIRY_WIDTH_MS: u64 = 1_000;
+/// Shards with parked keys that are named; some 200 bytes each. Keys of others are only counted.
+pub const DEGRADED_SHARDS: usize = 1_000;
+/// Scopes with parked keys that a status names, and documents with long histories that are remembered.
+pub const NAMED_IN_STATUS: usize = 100;
+/// A history is long from this share of what its policy allows, percent.
+pub const LONG_HISTORY_PERCENT: u64 = 80;
 /// Changes that one step takes out of the log at most.
 pub const TRIM_CHANGES: usize = 5_000;
 /// What every member holds stays in the log this long for watchers that come back, ms ...

@@ -37,9 +37,24 @@ pub(crate) struct Link {
     /// Every change in our commits up to this is stable as far as this peer goes.
     stable: u64,
     down_since_us: u64,
-    resends: u64,
-    pub(crate) compared: u64,
-    pub(crate) unequal: u64,
+    pub(crate) counted: LinkCounts,
+}
+
+/// What happened on a link since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkCounts {
+    /// Times the link started again from its cursor.
+    pub resends: u64,
+    /// Comparisons of vectors that were begun here.
+    pub compared: u64,
+    /// Comparisons in which the peer's sums differed.
+    pub unequal: u64,
+    /// Shards whose vectors the peer showed.
+    pub vectors: u64,
+    /// Changes that the peer was asked for.
+    pub wanted: u64,
+    /// Changes that the peer sent although they were here.
+    pub duplicates: u64,
 }
 
 /// What lives as long as one connection.
@@ -174,10 +189,8 @@ pub struct LinkStatus {
     pub outstanding: (usize, usize),
     /// Every change of its own stamped up to this is applied here.
     pub closed: Option<Stamp>,
-    /// Times the link started again from its cursor.
-    pub resends: u64,
-    /// Comparisons of vectors, and those with a difference.
-    pub compared: (u64, u64),
+    /// What happened since the start.
+    pub counted: LinkCounts,
 }
 
 impl Link {
@@ -190,9 +203,7 @@ impl Link {
             closed: None,
             stable: 0,
             down_since_us: 0,
-            resends: 0,
-            compared: 0,
-            unequal: 0,
+            counted: LinkCounts::default(),
         }
     }
 
@@ -272,8 +283,7 @@ impl Link {
             cursor: self.row.cursor,
             outstanding: session.map_or((0, 0), |s| (s.outstanding.count, s.outstanding.bytes)),
             closed: self.closed,
-            resends: self.resends,
-            compared: (self.compared, self.unequal),
+            counted: self.counted,
         }
     }
 
@@ -297,7 +307,7 @@ impl Link {
             session.partial = 0;
             session.outstanding = Outstanding::default();
             session.last_progress_us = now.mono_us;
-            self.resends += 1;
+            self.counted.resends += 1;
         }
     }
 }
@@ -551,6 +561,7 @@ impl Replica {
         let linger = session.outstanding.bytes > 0 && session.last_batch_us + BATCH_LINGER_US > now.mono_us;
         let mut frames: Vec<Vec<Bytes>> = Vec::new();
         let mut batch = Batch::default();
+        let mut walked = (0, 0);
         // What others should have sent and the peer still lacks.
         while let Some((due, key)) = session.outstanding.left.first().copied()
             && due <= now.mono_us
@@ -573,6 +584,7 @@ impl Replica {
             && session.outstanding.bytes < CREDIT_BYTES
             && session.outstanding.count < OUTSTANDING_CHANGES
         {
+            *if self.recent.covers(session.position + 1) { &mut walked.0 } else { &mut walked.1 } += 1;
             let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)?
             else {
                 if session.position < open - 1 {
@@ -618,6 +630,7 @@ impl Replica {
             session.position = commit;
             session.partial = 0;
         }
+        self.recent.count(walked);
         batch.finish(&mut frames);
         if !frames.is_empty() {
             session.last_batch_us = now.mono_us;

@@ -24,6 +24,8 @@ pub(crate) struct Recent {
     bytes: usize,
     /// Commits from this one on are complete here.
     since: u64,
+    /// Steps of walks that were served from here, and that went to the log.
+    looked_up: (u64, u64),
 }
 
 impl Recent {
@@ -44,6 +46,22 @@ impl Recent {
                 self.since = number + 1;
             }
         }
+    }
+
+    /// Commits and bytes held.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.commits.len(), self.bytes)
+    }
+
+    /// Counts steps of a walk: served from here, and not.
+    pub(crate) fn count(&mut self, (here, log): (u64, u64)) {
+        self.looked_up.0 += here;
+        self.looked_up.1 += log;
+    }
+
+    /// Steps of walks that were served from here, and that went to the log.
+    pub(crate) fn looked_up(&self) -> (u64, u64) {
+        self.looked_up
     }
 
     /// Whether every change of `commit` and later ones is here.

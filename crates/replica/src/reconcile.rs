@@ -41,7 +41,7 @@ impl Replica {
         if peer < self.identity.node || !link.compare_due(now) {
             return;
         }
-        link.compared += 1;
+        link.counted.compared += 1;
         let region = link.region().clone();
         let compares: Vec<Compare> = self
             .shards
@@ -76,7 +76,7 @@ impl Replica {
         if level == 0 {
             self.event(Event::Unequal(from));
             if let Some(link) = self.links.get_mut(&from) {
-                link.unequal += 1;
+                link.counted.unequal += 1;
             }
         }
         if level >= 2 {
@@ -142,6 +142,9 @@ impl Replica {
             }
             ours.push((row, own));
         }
+        if let Some(link) = self.links.get_mut(&from) {
+            link.counted.vectors += ours.len() as u64;
+        }
         if !answer {
             self.send(from, FrameBody::Vectors { shards: ours, answer: true });
         }
@@ -166,8 +169,7 @@ impl Replica {
                 suspects.due.remove(&(shard, origin));
             }
             if from <= to {
-                self.event(Event::Wanted(peer));
-                self.send(peer, FrameBody::Want(Want { shard, origin, from, to }));
+                self.want(peer, Want { shard, origin, from, to });
             }
         }
         Ok(())

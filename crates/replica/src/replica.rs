@@ -9,16 +9,22 @@ use tropism_crdt::json::PathPattern;
 use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::STORE_FORMAT;
-use tropism_storage::{ClockRow, Header, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError};
+use tropism_storage::{
+    ClockRow, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError, ValueKey,
+    ValueRow,
+};
 
 use crate::apply::Pending;
-use crate::documents::Documents;
+use crate::census::{Census, Counted, Degraded};
+use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
-use crate::limits::{FENCE_OFFSET_MS, WAITING_WRITES};
+use crate::limits::{
+    CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, WAITING_WRITES,
+};
 use crate::link::{Link, LinkStatus};
 use crate::recent::{Logged, Recent};
-use crate::shards::Shards;
-use crate::sweep::Sweep;
+use crate::shards::{Shard, Shards};
+use crate::sweep::{Sweep, scope_of};
 use crate::write::{Write, WriteDone, WriteError};
 
 /// The time of one turn, given by the driver.
@@ -125,6 +131,13 @@ pub enum Event {
     Collected,
     /// An expired key was deleted.
     Expired,
+    /// The sweep's count of the keys differed from what the store had tallied: a row had rotted.
+    Recounted {
+        /// What was tallied.
+        was: KeyTally,
+        /// What there is.
+        is: KeyTally,
+    },
     /// Changes that every member holds left the log.
     Trimmed {
         /// How many.
@@ -241,7 +254,33 @@ pub struct Replica {
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) log_floor: u64,
     pub(crate) sweep: Sweep,
+    pub(crate) census: Census,
+    pub(crate) times_full: TimesFull,
     next_peer_rows_us: u64,
+}
+
+/// How often queues of the replica were full, since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TimesFull {
+    /// Writes that wait for other regions.
+    pub waiting: u64,
+    /// Pending changes.
+    pub pending: u64,
+}
+
+/// How a cache is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheStatus {
+    /// What it holds.
+    pub name: &'static str,
+    /// Bytes held, estimated.
+    pub bytes: usize,
+    /// Most bytes it may hold.
+    pub limit: usize,
+    /// Entries held.
+    pub entries: usize,
+    /// Look-ups that found something and that did not, since the start.
+    pub looked_up: (u64, u64),
 }
 
 /// What a replica says of itself.
@@ -263,6 +302,20 @@ pub struct Status {
     pub documents: (usize, usize),
     /// Writes that wait for other regions.
     pub waiting: usize,
+    /// How often these two were full.
+    pub times_full: TimesFull,
+    /// Caches.
+    pub caches: Vec<CacheStatus>,
+    /// No stamp at or beyond this is issued before a new reservation is durable, Unix ms.
+    pub reserved_ms: u64,
+    /// Living keys that have expired; until [`Self::counted`] those that the sweep has passed.
+    pub expired_keys: u64,
+    /// Scopes with keys that cannot be shown, those with the most first; until [`Self::counted`] those passed.
+    pub degraded: Vec<Degraded>,
+    /// Whether the sweep has been round since the start.
+    pub counted: bool,
+    /// Documents near their history budget that were written, or asked to be, since the start; the fullest first.
+    pub long_histories: Vec<LongHistory>,
     /// The first commit whose changes are still in the log.
     pub log_floor: u64,
     /// Every change in a commit up to this is stable.
@@ -335,6 +388,8 @@ impl Replica {
             outputs: VecDeque::new(),
             log_floor,
             sweep: Sweep::default(),
+            census: Census::default(),
+            times_full: TimesFull::default(),
             next_peer_rows_us: now.mono_us,
         };
         replica.reserve(now, store);
@@ -440,10 +495,45 @@ impl Replica {
             pending: self.pending.size(),
             documents: self.documents.size(),
             waiting: self.waiting.len(),
+            times_full: self.times_full,
+            caches: self.caches(),
+            reserved_ms: self.clock.reserved_ms(),
+            expired_keys: self.census.expired(now.wall_ms),
+            degraded: self.census.degraded().into_iter().take(NAMED_IN_STATUS).collect(),
+            counted: self.census.is_whole(),
+            long_histories: self.documents.long_histories(),
             log_floor: self.log_floor,
             stable_commit: self.stable_commit(),
             links: self.links.values().map(|link| link.status(now)).collect(),
         }
+    }
+
+    fn caches(&self) -> Vec<CacheStatus> {
+        let (entries, bytes) = self.documents.size();
+        let documents = CacheStatus {
+            name: "documents",
+            bytes,
+            limit: self.identity.cache_bytes,
+            entries,
+            looked_up: self.documents.looked_up(),
+        };
+        let entries = self.shards.len();
+        let vectors = CacheStatus {
+            name: "vectors",
+            bytes: entries * CACHED_SHARD_BYTES,
+            limit: CACHED_SHARDS * CACHED_SHARD_BYTES,
+            entries,
+            looked_up: self.shards.looked_up(),
+        };
+        let (entries, bytes) = self.recent.size();
+        let recent = CacheStatus {
+            name: "recent changes",
+            bytes,
+            limit: RECENT_BYTES,
+            entries,
+            looked_up: self.recent.looked_up(),
+        };
+        vec![documents, vectors, recent]
     }
 
     /// Every change in a commit up to this is stable: every member has told that it has it, and whatever it made before
@@ -486,9 +576,43 @@ impl Replica {
         self.shards.wrote(store, id, &before);
         let (bytes, from) = logged;
         store.log(key, bytes.clone());
-        self.sweep.logged_bytes += bytes.len() as u64;
         self.recent.push(store.open_commit(), Logged { key, bytes, from });
         Ok(())
+    }
+
+    /// Writes a key's row and counts it. `was` is how it was counted before.
+    pub(crate) fn put_value(
+        &mut self,
+        store: &mut Store,
+        shard: ShardId,
+        key: &str,
+        was: &Counted,
+        row: &ValueRow,
+    ) {
+        let name = ValueKey { shard, key }.encode();
+        let is = Counted::of(row);
+        let scope = is.is_parked().then(|| scope_of(store, shard)).flatten();
+        self.census.changed(name.as_bytes(), shard, (was, &is), scope);
+        store.put_value(name, was.standing, row);
+    }
+
+    /// Counts a key as parked whose row was found to be damaged; the sweep may have found that before.
+    pub(crate) fn count_unreadable(&mut self, store: &mut Store, shard: ShardId, key: &str, problem: &str) {
+        let name = ValueKey { shard, key }.encode();
+        let unreadable = Counted::unreadable(problem.to_owned());
+        let scope = scope_of(store, shard);
+        self.census.changed(name.as_bytes(), shard, (&unreadable, &unreadable), scope);
+        let mut keys = store.tally().keys;
+        keys.remove(unreadable.standing);
+        keys.add(unreadable.standing);
+        store.recount_keys(keys);
+    }
+
+    /// Remembers a document that was just used if its history is long.
+    pub(crate) fn note_history(&mut self, shard: ShardId, key: &str) {
+        if let Some(Shard { record, .. }) = self.shards.cached(shard) {
+            self.documents.note_history(shard, key, &record.scope.name, &record.policy);
+        }
     }
 
     /// Whether this node's clock is ahead of most of those it hears.

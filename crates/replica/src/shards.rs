@@ -26,6 +26,7 @@ pub(crate) struct Shard {
 pub(crate) struct Shards {
     cached: BTreeMap<ShardId, Shard>,
     uses: u64,
+    misses: u64,
     sums: BTreeMap<u64, Sums>,
 }
 
@@ -82,7 +83,7 @@ impl Shards {
         store: &Store,
         record_of: impl Fn(&ShardRow) -> Option<PlacementRecord>,
     ) -> Result<Self, StoreError> {
-        let mut shards = Self { cached: BTreeMap::new(), uses: 0, sums: BTreeMap::new() };
+        let mut shards = Self { cached: BTreeMap::new(), uses: 0, misses: 0, sums: BTreeMap::new() };
         for (row, vector) in store.shards()? {
             if let Some(record) = record_of(&row) {
                 let id = row.id();
@@ -104,6 +105,7 @@ impl Shards {
         self.uses += 1;
         let uses = self.uses;
         if !self.cached.contains_key(&id) {
+            self.misses += 1;
             if self.cached.len() >= CACHED_SHARDS {
                 self.evict();
             }
@@ -120,6 +122,16 @@ impl Shards {
         let Some(shard) = self.cached.get_mut(&id) else { unreachable!("inserted above") };
         shard.used = uses;
         Ok(shard)
+    }
+
+    /// Shards in memory.
+    pub(crate) fn len(&self) -> usize {
+        self.cached.len()
+    }
+
+    /// Look-ups that found a shard in memory, and that did not.
+    pub(crate) fn looked_up(&self) -> (u64, u64) {
+        (self.uses - self.misses, self.misses)
     }
 
     /// The shard if it is in memory.

@@ -7,26 +7,21 @@
 use tropism_crdt::cell::{Cell, Content};
 use tropism_crdt::clock::MAX_OFFSET_MS;
 use tropism_crdt::{Body, ExpiryChange, Stamp};
-use tropism_placement::ShardId;
+use tropism_placement::{ScopeName, ShardId};
 use tropism_storage::rows::{RequestRow, Row};
-use tropism_storage::{NodeKey, Reads, Space, Store, StoreError, StoreKey, ValueRow, View};
+use tropism_storage::{Reads, Space, Store, StoreError, StoreKey, ValueRow};
 
-use crate::limits::{LOG_KEEP_BYTES, REQUEST_KEEP_MS, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES};
+use crate::census::Counted;
+use crate::limits::{FIRST_SWEEP_ROWS, LOG_KEEP_BYTES, REQUEST_KEEP_MS, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES};
 use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
 
 /// Where the sweep is.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     due_us: u64,
-    /// The next row of values and of requests.
-    values: Vec<u8>,
+    /// The next row of requests; that of values stands in the census.
     requests: Vec<u8>,
-    /// Bytes logged in this life of the process and still in the log.
-    pub(crate) logged_bytes: u64,
 }
-
-/// Behind every key of a space.
-const END: [u8; 3] = [0xff; 3];
 
 impl Replica {
     /// Takes the next step when it is due.
@@ -42,31 +37,48 @@ impl Replica {
 
     fn sweep_values(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
         let stable = self.stable_commit();
-        let rows = page(store, Space::Values, &mut self.sweep.values)?;
-        for (name, bytes) in rows {
+        let limit = if self.census.is_whole() { SWEEP_ROWS } else { FIRST_SWEEP_ROWS };
+        let (rows, next) = store.page(Space::Values, self.census.passed(), limit)?;
+        let mut due = Vec::new();
+        for (name, bytes) in &rows {
             let Some((shard, key)) = name.get(2..18).zip(name.get(18..)) else { continue };
             let (Ok(shard), Ok(key)) = (shard.try_into().map(ShardId), std::str::from_utf8(key)) else {
                 continue;
             };
-            let Ok(committed) = ValueRow::decode(&bytes) else { continue }; // reads say so; the sweep goes on
-            let expired = committed.cell.alive() && committed.cell.expired(now.wall_ms);
-            let hidden = !committed.cell.alive() && committed.commit <= stable;
-            if !expired && !hidden {
-                continue;
+            let row = match ValueRow::decode(bytes) {
+                Ok(row) => row,
+                Err(problem) => {
+                    let problem = StoreError::Damaged { space: Space::Values.name(), problem }.to_string();
+                    let scope = scope_of(store, shard);
+                    self.census.pass(shard, &Counted::unreadable(problem), scope);
+                    continue; // reads say so; the sweep goes on
+                }
+            };
+            let counted = Counted::of(&row);
+            let scope = counted.is_parked().then(|| scope_of(store, shard)).flatten();
+            self.census.pass(shard, &counted, scope);
+            let alive = row.cell.alive();
+            let settled = row.commit < store.open_commit(); // what this turn wrote is looked at in the next round
+            if settled && (alive && row.cell.expired(now.wall_ms) || !alive && row.commit <= stable) {
+                due.push((shard, key, row));
             }
-            let Some(row) = store.value(shard, key)? else { continue }; // the open batch may know better
-            if row != committed {
-                continue;
-            }
-            if expired {
+        }
+        let recounted = self.census.go_on_at(next);
+        if let Some(keys) = recounted.filter(|keys| *keys != store.tally().keys) {
+            self.event(Event::Recounted { was: store.tally().keys, is: keys });
+            store.recount_keys(keys);
+        }
+        for (shard, key, row) in due {
+            if row.cell.alive() {
                 self.delete_expired(now, store, shard, key, row)?;
             } else if row.cell.content != Content::Empty
                 || row.cell.written.is_some()
                 || row.cell.expiry.is_some()
             {
                 self.documents.clear(store, shard, key, row.cell.life + 1)?;
+                let was = Counted::of(&row);
                 let cell = Cell { life: row.cell.life, deleted_at: row.cell.deleted_at, ..Cell::default() };
-                store.put_value(shard, key, &ValueRow { parked: None, cell, ..row });
+                self.put_value(store, shard, key, &was, &ValueRow { parked: None, cell, ..row });
                 self.event(Event::Collected);
             }
         }
@@ -107,7 +119,9 @@ impl Replica {
     }
 
     fn sweep_requests(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
-        for (name, bytes) in page(store, Space::Requests, &mut self.sweep.requests)? {
+        let (rows, next) = store.page(Space::Requests, &self.sweep.requests, SWEEP_ROWS)?;
+        self.sweep.requests = next.unwrap_or_default();
+        for (name, bytes) in rows {
             let old = RequestRow::decode(&bytes).is_ok_and(|row| row.wall_ms + REQUEST_KEEP_MS < now.wall_ms);
             if old {
                 store.remove(Space::Requests, StoreKey::existing(name));
@@ -125,19 +139,13 @@ impl Replica {
             .take_while(|row| {
                 let Ok((_, row)) = row else { return true };
                 let kept = now.wall_ms < row.wall_ms.saturating_add(self.identity.log_keep_ms);
-                let go = trimmed < TRIM_CHANGES && (!kept || self.sweep.logged_bytes > LOG_KEEP_BYTES);
+                let go = trimmed < TRIM_CHANGES && (!kept || store.tally().log_bytes > LOG_KEEP_BYTES);
                 trimmed += row.changes.len();
                 go
             })
             .collect::<Result<_, StoreError>>()?;
         for (commit, row) in rows {
-            for key in &row.changes {
-                if let Some(bytes) = store.change(key)? {
-                    self.sweep.logged_bytes = self.sweep.logged_bytes.saturating_sub(bytes.len() as u64);
-                }
-                store.remove(Space::Log, key.encode());
-            }
-            store.remove(Space::Node, NodeKey::Commit(commit).encode());
+            store.unlog(commit, &row.changes)?;
             self.log_floor = commit + 1;
             self.event(Event::Trimmed { changes: row.changes.len() });
         }
@@ -145,18 +153,7 @@ impl Replica {
     }
 }
 
-/// The next committed rows of a space; begins again behind the last one.
-fn page(
-    store: &Store,
-    space: Space,
-    from: &mut Vec<u8>,
-) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, ReplicaError> {
-    let rows: Vec<_> =
-        store.scan(space, from, &END).take(SWEEP_ROWS).collect::<Result<_, _>>().map_err(StoreError::from)?;
-    from.clear();
-    if let Some((last, _)) = rows.last().filter(|_| rows.len() == SWEEP_ROWS) {
-        from.extend_from_slice(last);
-        from.push(0);
-    }
-    Ok(rows)
+/// The scope of a shard, as far as its description can be read.
+pub(crate) fn scope_of(store: &Store, shard: ShardId) -> Option<ScopeName> {
+    Some(store.shard(shard).ok()??.scope.name)
 }

@@ -12,6 +12,7 @@ use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, 
 use tropism_storage::rows::RequestRow;
 use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
+use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::limits::WAITING_WRITES;
 use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, Waiting, log_key};
@@ -341,7 +342,12 @@ impl Replica {
                     plan.body = Body::Document { change };
                     Some(content)
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => {
+                    if matches!(error, WriteError::HistoryFull { .. }) {
+                        self.documents.note_history(id, &write.key, &record.scope.name, &record.policy);
+                    }
+                    return Ok(Err(error));
+                }
             }
         } else {
             None
@@ -381,6 +387,7 @@ impl Replica {
         change: Change,
         edited: Option<Content>,
     ) -> Result<ValueRow, ReplicaError> {
+        let was = Counted::of(&row);
         if change.life > row.cell.life {
             self.documents.clear(store, id, &change.key, change.life)?;
         }
@@ -389,11 +396,12 @@ impl Replica {
             row.cell.content = content;
             if !raw.is_empty() {
                 self.documents.save(store, id, &change.key, &[raw]);
+                self.note_history(id, &change.key);
             }
         }
         row.last = vec![(change.origin, change.seq)];
         row.commit = store.open_commit();
-        store.put_value(id, &change.key, &row);
+        self.put_value(store, id, &change.key, &was, &row);
         self.record_change(store, id, log_key(id, &change), (change.encode(), None))?;
         if let Some(shard) = self.shards.cached_mut(id) {
             shard.said = shard.vector.clone();
@@ -420,7 +428,10 @@ impl Replica {
             let regions = vec![self.identity.region.clone()];
             return Ok(Some(Err(WriteError::NotAcknowledged { needed, regions })));
         }
-        let now = store.value(id, &write.key)?.unwrap_or_default();
+        let now = match store.value(id, &write.key) {
+            Err(StoreError::Damaged { .. }) => ValueRow::default(), // it was written all the same
+            row => row?.unwrap_or_default(),
+        };
         let (version, existed, counter) =
             row.reply.unwrap_or_else(|| (version_of(&now.cell), false, counter_of(&now.cell)));
         Ok(Some(Ok(WriteDone {
@@ -436,7 +447,7 @@ impl Replica {
     }
 
     /// What can be refused before the key is looked at; says how many regions must have the write.
-    fn admit(&self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
+    fn admit(&mut self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
         let record = self.record(&write.scope).ok_or_else(|| WriteError::NoRule(write.scope.clone()))?;
         if !record.serving.contains(&self.identity.region) {
             return Err(WriteError::NotHere {
@@ -463,6 +474,7 @@ impl Replica {
             return Err(WriteError::Durability { asked: needed, held: record.serving.len() });
         }
         if needed > 1 && self.waiting.len() >= WAITING_WRITES {
+            self.times_full.waiting += 1;
             return Err(WriteError::Overloaded);
         }
         if self.fenced {
@@ -562,7 +574,8 @@ impl Replica {
         let paths = self.paths.get(record.rule.as_ref()).cloned().unwrap_or_default();
         let document = match self.documents.get(store, id, &write.key, life) {
             Ok(loaded) => &mut loaded.document,
-            Err(LoadError::Store(error)) => return Err(error.into()),
+            Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
+            Err(LoadError::Store(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
             Err(LoadError::Document(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
         };
         let policy = &record.policy;

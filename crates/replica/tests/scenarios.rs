@@ -8,10 +8,12 @@ use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
 use tropism_crdt::{Body, Change, ExpiryChange, NodeId};
 use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
+    Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Status, Write,
     WriteDone, WriteError, WriteOp,
 };
-use tropism_storage::{MemoryEngine, Reads, Space, Store, ValueKey, ValueRow};
+use tropism_storage::{
+    Batch, EditKey, Engine, MemoryEngine, Reads, Space, Store, StoreKey, ValueKey, ValueRow, View,
+};
 
 const REGIONS: &str = r#"
 region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
@@ -24,6 +26,11 @@ kind = "counter"
 name = "cache"
 pattern = "cache/**"
 kind = "register"
+[[rule]]
+name = "brief"
+pattern = "brief/**"
+kind = "document"
+history_changes = 5
 [[rule]]
 name = "documents"
 pattern = "**"
@@ -58,27 +65,33 @@ impl Pair {
 
     fn apart() -> Self {
         let now = Now { mono_us: 1_000_000, wall_ms: 1_700_000_000_000 };
-        let regions = Regions::parse("test", REGIONS).unwrap();
         let nodes = [0, 1].map(|node| {
-            let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
-            let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
-            let identity = Identity {
-                cluster: "test".into(),
-                node: id(node),
-                region: names[node].clone(),
-                boot_random: 1,
-                new_store_id: node as u128 + 1,
-                peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
-                rules: regions.rules().clone(),
-                cache_bytes: 1 << 20,
-                log_keep_ms: 600_000,
-            };
-            let replica = Replica::boot(now, &mut store, identity).unwrap();
-            store.commit(now.wall_ms).unwrap();
-            store.sync().unwrap();
-            Node { replica, store, outputs: Vec::new() }
+            let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
+            boot(now, node, store)
         });
         Self { nodes, now, ticket: 0 }
+    }
+
+    /// The node's process ends without a word, and a new one opens what was durable.
+    fn restart(&mut self, at: usize) {
+        let mut engine = MemoryEngine::new();
+        let snapshot = self.nodes[at].store.snapshot();
+        for space in Space::ALL {
+            let rows = snapshot.scan(space, &[], &[0xff; 1_100]).map(|row| row.unwrap());
+            let writes = rows.map(|(key, row)| (space, StoreKey::existing(key), Some(row))).collect();
+            engine.commit(Batch { writes }).unwrap();
+        }
+        self.nodes[at] = boot(self.now, at, Store::open(Box::new(engine)).unwrap());
+    }
+
+    fn status(&self, at: usize) -> Status {
+        self.nodes[at].replica.status(self.now)
+    }
+
+    /// Keys alive, deleted, stubs and parked, as the store tallies them.
+    fn keys(&self, at: usize) -> [u64; 4] {
+        let keys = self.nodes[at].store.tally().keys;
+        [keys.alive, keys.deleted, keys.stubs, keys.parked]
     }
 
     fn hello(&self, of: usize) -> Hello {
@@ -189,6 +202,26 @@ impl Pair {
     }
 }
 
+fn boot(now: Now, node: usize, mut store: Store) -> Node {
+    let regions = Regions::parse("test", REGIONS).unwrap();
+    let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
+    let identity = Identity {
+        cluster: "test".into(),
+        node: id(node),
+        region: names[node].clone(),
+        boot_random: now.mono_us,
+        new_store_id: node as u128 + 1,
+        peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
+        rules: regions.rules().clone(),
+        cache_bytes: 1 << 20,
+        log_keep_ms: 600_000,
+    };
+    let replica = Replica::boot(now, &mut store, identity).unwrap();
+    store.commit(now.wall_ms).unwrap();
+    store.sync().unwrap();
+    Node { replica, store, outputs: Vec::new() }
+}
+
 fn shard(scope: &str) -> ShardId {
     ShardId::of(&ScopeId { name: ScopeName::new(scope).unwrap(), incarnation: 0 }, 0)
 }
@@ -284,7 +317,7 @@ fn a_stable_delete_leaves_a_stub_and_the_next_write_begins_a_new_life() {
         let row = pair.value(node, "docs", "d");
         assert_eq!((row.cell.content, row.cell.written), (Content::Empty, None));
         assert!(row.cell.deleted_at.is_some());
-        assert!(pair.nodes[node].store.edits(shard("docs"), "d").unwrap().is_empty(), "history is gone");
+        assert!(pair.nodes[node].store.edit_names(shard("docs"), "d").unwrap().is_empty(), "history is gone");
     }
     pair.write(0, write("docs", "d", document(r#"{"b":2}"#))).unwrap();
     pair.wait_ms(100);
@@ -470,6 +503,101 @@ fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() 
     assert!(replica.stamps(later, &mut store, 1).is_ok());
 }
 
+/// Flips a byte of a stored row.
+fn rot(node: &mut Node, space: Space, name: StoreKey) {
+    let mut row = node.store.get(space, name.as_bytes()).unwrap().unwrap().to_vec();
+    row[2] ^= 0x10;
+    node.store.put(space, name, row.into());
+}
+
+#[test]
+fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
+    let mut pair = Pair::linked();
+    for scope in ["cache/c", "docs"] {
+        let op = |n| if scope == "docs" { document(&format!("{{\"n\":{n}}}")) } else { bytes("v") };
+        pair.write(0, write(scope, "rotten", op(1))).unwrap();
+        pair.wait_ms(1_000);
+        rot(&mut pair.nodes[1], Space::Values, ValueKey { shard: shard(scope), key: "rotten" }.encode());
+        pair.write(0, write(scope, "rotten", op(2))).unwrap();
+        pair.write(0, write(scope, "rotten", op(3))).unwrap();
+        pair.write(0, write(scope, "sound", op(4))).unwrap();
+        pair.settle();
+        let degraded = pair.status(1).degraded;
+        assert!(degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1), "at once: {degraded:?}");
+        pair.wait_ms(1_000);
+        let degraded = pair.status(1).degraded;
+        assert!(
+            degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1),
+            "and as counted: {degraded:?}"
+        );
+        pair.restart(1);
+        pair.link();
+        pair.wait_ms(2_000);
+        pair.write(0, write(scope, "rotten", WriteOp::Delete)).unwrap();
+        pair.write(1, write(scope, "sound", op(5))).unwrap();
+        pair.wait_ms(500);
+        let store = &pair.nodes[1].store;
+        assert!(store.value(shard(scope), "rotten").is_err(), "nothing is shown");
+        let kept = store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
+        let kept: Vec<u64> = kept.iter().map(|(_, change)| Change::decode(change).unwrap().seq).collect();
+        assert_eq!(kept, [2, 3, 5], "every change since, before and after the restart");
+        assert_eq!(pair.nodes[0].store.vector(shard(scope)), store.vector(shard(scope)), "and counted");
+        assert_eq!(pair.value(0, scope, "sound").last, pair.value(1, scope, "sound").last);
+    }
+    assert_eq!(pair.keys(1), [2, 0, 0, 2]);
+}
+
+#[test]
+fn a_rotten_piece_of_history_parks_its_key_and_refuses_its_writes() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document(r#"{"a":1}"#))).unwrap();
+    pair.wait_ms(1_000);
+    for node in 0..2 {
+        pair.restart(node); // it is not in memory
+        let name = EditKey { shard: shard("docs"), key: "d", life: 0, part: 0 }.encode();
+        rot(&mut pair.nodes[node], Space::Edits, name);
+    }
+    pair.wait_ms(2_000);
+    let refused = pair.write(1, write("docs", "d", document(r#"{"a":2}"#)));
+    assert!(matches!(refused, Err(WriteError::Damaged(_))), "{refused:?}");
+    pair.write(1, write("docs", "sound", document("{}"))).unwrap();
+    pair.restart(0);
+    pair.link();
+    pair.wait_ms(2_000);
+    pair.write(0, write("docs", "other", document("{}"))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!(pair.json(0, "sound"), "{}", "nobody stopped");
+    // A delete asks for no history, and the next life begins without it.
+    pair.write(1, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.write(1, write("docs", "d", document(r#"{"b":1}"#))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!((pair.json(0, "d"), pair.json(1, "d")), (r#"{"b":1}"#.into(), r#"{"b":1}"#.into()));
+}
+
+#[test]
+fn a_peers_change_of_a_document_whose_history_rotted_parks_it() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document(r#"{"a":1}"#))).unwrap();
+    pair.wait_ms(1_000);
+    pair.restart(1);
+    rot(
+        &mut pair.nodes[1],
+        Space::Edits,
+        EditKey { shard: shard("docs"), key: "d", life: 0, part: 0 }.encode(),
+    );
+    pair.link();
+    pair.write(0, write("docs", "d", document(r#"{"a":2}"#))).unwrap();
+    pair.wait_ms(500);
+    assert_eq!(pair.value(1, "docs", "d").parked.map(|parked| parked.changes), Some(1));
+    assert_eq!((pair.status(1).degraded.len(), pair.keys(1)), (1, [0, 0, 0, 1]));
+    assert_eq!(pair.nodes[0].store.vector(shard("docs")), pair.nodes[1].store.vector(shard("docs")));
+    pair.write(0, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.write(0, write("docs", "d", document(r#"{"b":1}"#))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!(pair.json(1, "d"), r#"{"b":1}"#, "another life is whole");
+    assert_eq!((pair.status(1).degraded.len(), pair.keys(1)), (0, [1, 0, 0, 0]));
+}
+
 #[test]
 fn a_damaged_row_refuses_writes_of_its_key_and_the_node_goes_on() {
     let mut pair = Pair::linked();
@@ -479,4 +607,172 @@ fn a_damaged_row_refuses_writes_of_its_key_and_the_node_goes_on() {
     pair.wait_ms(50);
     assert!(matches!(pair.write(0, write("cache/c", "rotten", bytes("w"))), Err(WriteError::Damaged(_))));
     pair.write(0, write("cache/c", "sound", bytes("v"))).unwrap();
+}
+
+#[test]
+fn keys_are_counted_as_they_are_written_deleted_and_collected_at_every_member() {
+    let mut pair = Pair::linked();
+    for key in ["a", "b", "c"] {
+        pair.write(0, write("cache/c", key, bytes("v"))).unwrap();
+        pair.write(0, write("cache/c", key, bytes("w"))).unwrap();
+    }
+    pair.write(0, write("docs", "d", document("{}"))).unwrap();
+    pair.wait_ms(100);
+    assert_eq!((pair.keys(0), pair.keys(1)), ([4, 0, 0, 0], [4, 0, 0, 0]));
+    pair.turn(0, Input::LinkDown(id(1)));
+    pair.turn(1, Input::LinkDown(id(0)));
+    pair.write(1, write("cache/c", "a", WriteOp::Delete)).unwrap();
+    pair.write(1, write("docs", "d", WriteOp::Delete)).unwrap();
+    pair.write(0, write("docs", "d", document("{\"late\":1}"))).unwrap();
+    pair.write(0, write("docs", "new", document("{}"))).unwrap();
+    assert_eq!((pair.keys(0), pair.keys(1)), ([5, 0, 0, 0], [2, 2, 0, 0]));
+    pair.link();
+    pair.wait_ms(3_000);
+    assert_eq!(
+        (pair.keys(0), pair.keys(1)),
+        ([3, 0, 2, 0], [3, 0, 2, 0]),
+        "the delete was stamped later, and is stable"
+    );
+    pair.write(1, write("docs", "d", document("{}"))).unwrap();
+    pair.wait_ms(1_000);
+    assert_eq!((pair.keys(0), pair.keys(1)), ([4, 0, 1, 0], [4, 0, 1, 0]), "its next life");
+    let tally = pair.nodes[0].store.tally();
+    pair.restart(0);
+    assert_eq!(pair.nodes[0].store.tally(), tally);
+    pair.link();
+    pair.wait_ms(1_000);
+    assert!(pair.status(0).counted && pair.status(1).counted);
+    for node in 0..2 {
+        let recounted = pair.events(node).into_iter().find(|event| matches!(event, Event::Recounted { .. }));
+        assert_eq!(recounted, None, "the sweep counts the same");
+    }
+}
+
+#[test]
+fn an_expired_key_is_known_as_such_before_it_is_deleted_and_through_a_restart() {
+    let mut pair = Pair::linked();
+    for key in ["soon", "later", "never"] {
+        let mut put = write("cache/c", key, bytes("v"));
+        put.expiry = match key {
+            "soon" => ExpiryChange::At(pair.now.wall_ms + 1_500),
+            "later" => ExpiryChange::At(pair.now.wall_ms + 60_000),
+            _ => ExpiryChange::Keep,
+        };
+        pair.write(0, put).unwrap();
+    }
+    pair.settle();
+    assert_eq!(pair.status(0).expired_keys, 0);
+    pair.turn(0, Input::LinkDown(id(1)));
+    pair.turn(1, Input::LinkDown(id(0))); // nobody knows that everybody's time has come: it stays expired
+    pair.wait_ms(4_000);
+    assert_eq!((pair.status(0).expired_keys, pair.keys(0)), (1, [3, 0, 0, 0]));
+    pair.restart(0);
+    assert_eq!((pair.status(0).expired_keys, pair.status(0).counted), (0, false), "not looked at yet");
+    pair.wait_ms(1_200);
+    assert_eq!((pair.status(0).expired_keys, pair.status(0).counted), (1, true));
+    let mut again = write("cache/c", "soon", bytes("w"));
+    again.expiry = ExpiryChange::At(pair.now.wall_ms + 1_500);
+    pair.write(0, again).unwrap();
+    assert_eq!(pair.status(0).expired_keys, 0, "written anew");
+    pair.link();
+    pair.wait_ms(10_000);
+    assert_eq!((pair.status(0).expired_keys, pair.keys(0), pair.keys(1)), (0, [2, 0, 1, 0], [2, 0, 1, 0]));
+}
+
+#[test]
+fn the_log_is_counted_until_it_is_trimmed() {
+    let mut pair = Pair::linked();
+    for _ in 0..3 {
+        pair.write(0, write("stats/s", "k", increment(1))).unwrap();
+    }
+    pair.wait_ms(100);
+    let log = |pair: &Pair, at: usize| {
+        let tally = pair.nodes[at].store.tally();
+        let rows = pair.nodes[at].store.scan(Space::Log, &[], &[0xff; 1_100]).map(|row| row.unwrap().1.len());
+        let rows: Vec<usize> = rows.collect();
+        assert_eq!(
+            (tally.log_changes, tally.log_bytes),
+            (rows.len() as u64, rows.iter().sum::<usize>() as u64)
+        );
+        rows.len()
+    };
+    assert_eq!((log(&pair, 0), log(&pair, 1)), (3, 3));
+    pair.now.wall_ms += 600_000;
+    pair.wait_ms(1_000);
+    assert_eq!((log(&pair, 0), log(&pair, 1)), (0, 0));
+}
+
+#[test]
+fn a_row_that_rotted_is_found_counted_and_named_by_the_sweep() {
+    let mut pair = Pair::linked();
+    for key in ["rotten", "sound"] {
+        pair.write(0, write("cache/c", key, bytes("v"))).unwrap();
+    }
+    pair.wait_ms(1_000);
+    let key = ValueKey { shard: shard("cache/c"), key: "rotten" }.encode();
+    pair.nodes[0].store.put(Space::Values, key, Bytes::from_static(b"not a row, nor its checksum"));
+    for round in ["while the node runs", "after a restart"] {
+        pair.wait_ms(1_000);
+        assert_eq!(pair.keys(0), [1, 0, 0, 1], "{round}");
+        let status = pair.status(0);
+        let degraded: Vec<_> =
+            status.degraded.iter().map(|degraded| (degraded.scope.as_str(), degraded.keys)).collect();
+        assert_eq!(degraded, [("cache/c", 1)], "{round}");
+        assert!(status.degraded[0].problem.contains("damaged"), "{status:?}");
+        pair.restart(0);
+    }
+}
+
+#[test]
+fn a_long_history_is_named_when_it_is_written_and_when_a_write_is_refused_for_it() {
+    let mut pair = Pair::linked();
+    let named = |pair: &Pair, at: usize| -> Vec<(String, (u64, u64))> {
+        pair.status(at).long_histories.into_iter().map(|long| (long.key, long.changes)).collect()
+    };
+    for count in 1..=5 {
+        let value = format!("{{\"count\":{count}}}");
+        pair.write(0, write("brief/b", "d", document(&value))).unwrap();
+        pair.wait_ms(50);
+        let expected = if count < 4 { vec![] } else { vec![("d".to_owned(), (count, 5))] };
+        assert_eq!((named(&pair, 0), named(&pair, 1)), (expected.clone(), expected));
+    }
+    pair.restart(0);
+    pair.wait_ms(2_000);
+    assert!(matches!(
+        pair.write(0, write("brief/b", "d", document("{}"))),
+        Err(WriteError::HistoryFull { .. })
+    ));
+    assert_eq!(named(&pair, 0), [("d".to_owned(), (5, 5))]);
+    pair.write(0, write("brief/b", "d", WriteOp::Delete)).unwrap();
+    pair.write(0, write("brief/b", "d", document("{}"))).unwrap();
+    assert_eq!(named(&pair, 0), [], "another life");
+}
+
+#[test]
+fn a_round_of_the_sweep_counts_what_is_written_behind_it_and_before_it() {
+    let mut pair = Pair::apart();
+    let key = |number: u64| format!("k{number:04}");
+    for number in 0..1_500 {
+        let op = if number % 3 == 0 { WriteOp::Delete } else { bytes("v") };
+        pair.write(0, write("cache/c", &key(number), bytes("v"))).unwrap();
+        pair.write(0, write("cache/c", &key(number), op)).unwrap();
+    }
+    pair.restart(0); // the first round takes a thousand keys a step
+    pair.now.wall_ms += 2_000;
+    pair.turn(0, Input::Tick);
+    assert!(!pair.status(0).counted, "under way");
+    for number in [0, 1, 2, 1_400, 1_401] {
+        let mut put = write("cache/c", &key(number), bytes("w"));
+        put.expiry = ExpiryChange::At(pair.now.wall_ms + 1_000);
+        pair.write(0, put).unwrap();
+    }
+    for number in [4, 1_402, 1_403] {
+        pair.write(0, write("cache/c", &key(number), WriteOp::Delete)).unwrap();
+    }
+    pair.write(0, write("cache/c", "before all", bytes("v"))).unwrap();
+    pair.write(0, write("cache/c", "z behind all", bytes("v"))).unwrap();
+    let tallied = pair.keys(0);
+    pair.wait_ms(3_000);
+    assert_eq!((pair.status(0).counted, pair.status(0).expired_keys, pair.keys(0)), (true, 5, tallied));
+    assert!(!pair.events(0).iter().any(|event| matches!(event, Event::Recounted { .. })));
 }

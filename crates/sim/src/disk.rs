@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tropism_storage::engine::Rows;
-use tropism_storage::{Batch, Engine, EngineError, MemoryEngine, NodeKey, Space, Syncer, View};
+use tropism_storage::{Batch, Engine, EngineError, Footprint, MemoryEngine, NodeKey, Space, Syncer, View};
 
 /// One node's disk. Cloned into every store that is opened on it.
 #[derive(Debug, Clone, Default)]
@@ -97,5 +97,9 @@ impl Engine for SimDisk {
 
     fn durable(&self) -> bool {
         true
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.platter().engine.footprint()
     }
 }

@@ -628,6 +628,10 @@ impl World {
                 let id = self.nodes[at].id;
                 return self.checkers.violations.push(format!("{id} parked a key: {reason}"));
             }
+            Event::Recounted { was, is } => {
+                let id = self.nodes[at].id;
+                return self.checkers.violations.push(format!("{id} tallied {was:?} and holds {is:?}"));
+            }
             Event::Collected => "a hidden life was collected",
             Event::Expired => "an expired key was deleted",
             Event::Trimmed { .. } => "the log was trimmed",

@@ -119,6 +119,18 @@ pub trait Engine: View + Send {
 
     /// Whether anything survives the process.
     fn durable(&self) -> bool;
+
+    /// How much room it takes. Looks at what it knows of its files, not at rows; still, not for every request.
+    fn footprint(&self) -> Footprint;
+}
+
+/// How much room an engine takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// Bytes on disk, or of keys and values in memory for an engine without a disk.
+    pub bytes: u64,
+    /// Bytes of its cache of blocks, and the most it may hold; `None`: it has none.
+    pub block_cache: Option<(u64, u64)>,
 }
 
 /// Makes commits durable, on whatever thread.

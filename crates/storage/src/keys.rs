@@ -63,6 +63,8 @@ pub struct EditKey<'a> {
 impl EditKey<'_> {
     /// The first part of changes that did not apply.
     pub const PARKED: u64 = 1 << 63;
+    /// In place of a life: whole changes that came while the key's row could not be read, in order, from part 0.
+    pub const ROW_LOST: u64 = u64::MAX;
 
     /// Slot, shard, key, a zero byte (which no key contains), life, part.
     pub fn encode(&self) -> StoreKey {

@@ -14,8 +14,11 @@ pub mod memory;
 pub mod rows;
 pub mod store;
 
-pub use engine::{Batch, Engine, EngineError, Space, StoreKey, Syncer, View};
+pub use engine::{Batch, Engine, EngineError, Footprint, Space, StoreKey, Syncer, View};
 pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, ValueKey};
 pub use memory::MemoryEngine;
-pub use rows::{ClockRow, CommitRow, Head, Header, PeerRow, RequestRow, ShardRow, ValueRow};
+pub use rows::{
+    ClockRow, CommitRow, Head, HeadRow, Header, KeyTally, PeerRow, RequestRow, ShardRow, Standing, Tally,
+    ValueRow,
+};
 pub use store::{Reads, Store, StoreError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imbl::OrdMap;
 
-use crate::engine::{Batch, Engine, EngineError, Rows, Space, Syncer, View};
+use crate::engine::{Batch, Engine, EngineError, Footprint, Rows, Space, Syncer, View};
 
 type Maps = [OrdMap<Bytes, Bytes>; Space::ALL.len()];
 
@@ -20,9 +20,12 @@ pub struct MemoryEngine {
     keep_unsynced: bool,
 }
 
-/// The maps at one moment.
+/// The maps at one moment, and the bytes of their keys and values.
 #[derive(Debug, Clone, Default)]
-struct Snapshot(Arc<Maps>);
+struct Snapshot {
+    maps: Arc<Maps>,
+    bytes: u64,
+}
 
 impl MemoryEngine {
     /// An empty engine.
@@ -62,7 +65,7 @@ impl Syncer for NothingToSync {
 
 impl View for Snapshot {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.0[space as usize].get(key).cloned())
+        Ok(self.maps[space as usize].get(key).cloned())
     }
 
     fn scan<'a>(&'a self, space: Space, from: &[u8], to: &[u8]) -> Rows<'a> {
@@ -70,7 +73,7 @@ impl View for Snapshot {
             return Box::new(std::iter::empty()); // an inverted range would panic
         }
         let range = Bytes::copy_from_slice(from)..Bytes::copy_from_slice(to);
-        Box::new(self.0[space as usize].range(range).map(|(k, v)| Ok((k.clone(), v.clone()))))
+        Box::new(self.maps[space as usize].range(range).map(|(k, v)| Ok((k.clone(), v.clone()))))
     }
 }
 
@@ -86,14 +89,19 @@ impl View for MemoryEngine {
 
 impl Engine for MemoryEngine {
     fn commit(&mut self, batch: Batch) -> Result<(), EngineError> {
-        let maps = Arc::make_mut(&mut self.now.0);
+        let maps = Arc::make_mut(&mut self.now.maps);
+        let mut bytes = self.now.bytes;
         for (space, key, value) in batch.writes {
             let map = &mut maps[space as usize];
-            match value {
-                Some(value) => map.insert(key.as_bytes().clone(), value),
-                None => map.remove(key.as_bytes()),
+            let key = key.as_bytes();
+            bytes += value.as_ref().map_or(0, |value| key.len() + value.len()) as u64;
+            let old = match value {
+                Some(value) => map.insert(key.clone(), value),
+                None => map.remove(key),
             };
+            bytes -= old.map_or(0, |old| key.len() + old.len()) as u64;
         }
+        self.now.bytes = bytes;
         if self.keep_unsynced {
             self.unsynced.push(self.now.clone());
         }
@@ -118,6 +126,10 @@ impl Engine for MemoryEngine {
 
     fn durable(&self) -> bool {
         false
+    }
+
+    fn footprint(&self) -> Footprint {
+        Footprint { bytes: self.now.bytes, block_cache: None }
     }
 }
 
@@ -152,6 +164,22 @@ mod tests {
             engine.crash(keep);
             assert_eq!(keys(&engine), [&b"a"[..], b"b", b"c"][..(1 + keep).min(3)]);
         }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_rows_that_are_there() {
+        let mut engine = MemoryEngine::crashable();
+        engine.commit(put("a")).unwrap();
+        engine.commit(put("a")).unwrap();
+        assert_eq!(engine.footprint().bytes, 2);
+        engine.sync().unwrap();
+        engine.commit(put("bcd")).unwrap();
+        assert_eq!(engine.footprint().bytes, 6);
+        engine.crash(0);
+        assert_eq!(engine.footprint().bytes, 2);
+        let writes = vec![(Space::Node, StoreKey::new(b"a".to_vec()), None)];
+        engine.commit(Batch { writes }).unwrap();
+        assert_eq!(engine.footprint(), Footprint::default());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Rows: what the values of each space say. Every row ends with a checksum.
 
 use bytes::Bytes;
-use tropism_crdt::cell::Cell;
+use tropism_crdt::cell::{Cell, Content};
 use tropism_crdt::codec::{DecodeError, Reader, checked, put_bytes, put_checksum, put_varint};
 use tropism_crdt::vector::{decode_entries, encode_entries};
 use tropism_crdt::{NodeId, Origin, Stamp};
@@ -9,8 +9,8 @@ use tropism_placement::{Kind, ScopeId, ScopeName, ShardId};
 
 use crate::keys::LogKey;
 
-/// Version of every format in a store: a store that says another number is not opened.
-pub const STORE_FORMAT: u64 = 1;
+/// Version of every format in a store: a store that says another number is not opened. 2 since the head row counts.
+pub const STORE_FORMAT: u64 = 2;
 
 /// A row that can be encoded and read back.
 pub trait Row: Sized {
@@ -57,6 +57,35 @@ pub struct Parked {
     pub changes: u64,
     /// What was wrong with the first.
     pub reason: String,
+}
+
+impl ValueRow {
+    /// As what the key is counted.
+    pub fn standing(&self) -> Standing {
+        let cell = &self.cell;
+        match (cell.written, cell.deleted_at) {
+            _ if self.parked.is_some() => Standing::Parked,
+            _ if cell.alive() => Standing::Alive,
+            (None, None) => Standing::Absent,
+            (None, Some(_)) if cell.content == Content::Empty && cell.expiry.is_none() => Standing::Stub,
+            _ => Standing::Deleted,
+        }
+    }
+}
+
+/// As what a key is counted: exactly one of these, whatever the time is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Not at all: nothing was ever written or deleted.
+    Absent,
+    /// Written later than deleted; it may have expired.
+    Alive,
+    /// Deleted, and not yet a stub.
+    Deleted,
+    /// Deleted; only key, life and time are kept.
+    Stub,
+    /// Not to be shown.
+    Parked,
 }
 
 impl Row for ValueRow {
@@ -156,14 +185,89 @@ pub struct Head {
     pub hash: u64,
 }
 
-impl Row for Head {
+/// How much the store holds, counted in the batch that changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// Keys by [`Standing`].
+    pub keys: KeyTally,
+    /// Changes in the log.
+    pub log_changes: u64,
+    /// Their bytes.
+    pub log_bytes: u64,
+}
+
+/// Keys by [`Standing`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KeyTally {
+    /// [`Standing::Alive`].
+    pub alive: u64,
+    /// [`Standing::Deleted`].
+    pub deleted: u64,
+    /// [`Standing::Stub`].
+    pub stubs: u64,
+    /// [`Standing::Parked`].
+    pub parked: u64,
+}
+
+impl KeyTally {
+    /// Counts a key.
+    pub fn add(&mut self, standing: Standing) {
+        if let Some(count) = self.of(standing) {
+            *count += 1;
+        }
+    }
+
+    /// Counts a key no longer. Stays at 0: a row that rotted was counted as what it was before.
+    pub fn remove(&mut self, standing: Standing) {
+        if let Some(count) = self.of(standing) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    fn of(&mut self, standing: Standing) -> Option<&mut u64> {
+        match standing {
+            Standing::Absent => None,
+            Standing::Alive => Some(&mut self.alive),
+            Standing::Deleted => Some(&mut self.deleted),
+            Standing::Stub => Some(&mut self.stubs),
+            Standing::Parked => Some(&mut self.parked),
+        }
+    }
+}
+
+/// The row in every batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeadRow {
+    /// How far the store has come.
+    pub head: Head,
+    /// What it holds there.
+    pub tally: Tally,
+}
+
+impl Row for HeadRow {
     fn encode_fields(&self, out: &mut Vec<u8>) {
-        put_varint(out, self.commit);
-        out.extend_from_slice(&self.hash.to_be_bytes());
+        put_varint(out, self.head.commit);
+        out.extend_from_slice(&self.head.hash.to_be_bytes());
+        let Tally { keys, log_changes, log_bytes } = self.tally;
+        for count in [keys.alive, keys.deleted, keys.stubs, keys.parked, log_changes, log_bytes] {
+            put_varint(out, count);
+        }
     }
 
     fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
-        Ok(Self { commit: r.varint("commit")?, hash: r.u64("hash")? })
+        let head = Head { commit: r.varint("commit")?, hash: r.u64("hash")? };
+        if r.rest().is_empty() {
+            return Ok(Self { head, tally: Tally::default() }); // of format 1: its header is refused in the right words
+        }
+        let keys = KeyTally {
+            alive: r.varint("keys alive")?,
+            deleted: r.varint("keys deleted")?,
+            stubs: r.varint("stubs")?,
+            parked: r.varint("keys parked")?,
+        };
+        let tally =
+            Tally { keys, log_changes: r.varint("changes in the log")?, log_bytes: r.varint("their bytes")? };
+        Ok(Self { head, tally })
     }
 }
 
@@ -328,5 +432,26 @@ impl Row for PeerRow {
                 hash: r.u64("hash")?,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_head_row_has_golden_bytes_and_one_without_a_tally_is_read() {
+        let head = Head { commit: 1, hash: 2 };
+        let keys = KeyTally { alive: 3, deleted: 4, stubs: 5, parked: 6 };
+        let row = HeadRow { head, tally: Tally { keys, log_changes: 7, log_bytes: 300 } };
+        let bytes = row.encode();
+        assert_eq!(
+            bytes[..],
+            *b"\x01\0\0\0\0\0\0\0\x02\x03\x04\x05\x06\x07\xac\x02\x2d\xb7\xce\xd7\x41\x96\x3a\x19"
+        );
+        assert_eq!(HeadRow::decode(&bytes), Ok(row));
+        let first = Bytes::from_static(b"\x01\0\0\0\0\0\0\0\x02\xf7\x6d\xf0\x2b\xee\x07\x23\x25");
+        assert_eq!(HeadRow::decode(&first), Ok(HeadRow { head, tally: Tally::default() }));
     }
 }

@@ -10,9 +10,9 @@ use tropism_crdt::codec::{DecodeError, Reader, checked, put_checksum};
 use tropism_crdt::{Origin, Vector};
 use tropism_placement::ShardId;
 
-use crate::engine::{Batch, Engine, EngineError, Rows, Space, StoreKey, Syncer, View};
+use crate::engine::{Batch, Engine, EngineError, Footprint, Rows, Space, StoreKey, Syncer, View};
 use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, ValueKey, after_prefix, shard_prefix};
-use crate::rows::{CommitRow, Head, Row, ShardRow, ValueRow};
+use crate::rows::{CommitRow, Head, HeadRow, KeyTally, Row, ShardRow, Standing, Tally, ValueRow};
 
 /// Why a read or a commit did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -100,24 +100,37 @@ impl Row for Vector {
 
 /// An engine with the batch that is being written. Reads see the open batch; scans see what is committed.
 ///
-/// Invariant: every commit has the next number, and its running hash covers every commit before it.
+/// Invariants: every commit has the next number, and its running hash covers every commit before it; the tally written
+/// with a commit counts what is there behind it.
 pub struct Store {
     engine: Box<dyn Engine>,
     open: [BTreeMap<StoreKey, Option<Bytes>>; Space::ALL.len()],
     logged: Vec<LogKey>,
     head: Head,
+    tally: Tally,
 }
 
 impl Store {
     /// Opens what the engine holds.
     pub fn open(engine: Box<dyn Engine>) -> Result<Self, StoreError> {
-        let head = engine.row(Space::Node, &NodeKey::Head.encode())?.unwrap_or_default();
-        Ok(Self { engine, open: Default::default(), logged: Vec::new(), head })
+        let row: Option<HeadRow> = engine.row(Space::Node, &NodeKey::Head.encode())?;
+        let HeadRow { head, tally } = row.unwrap_or_default();
+        Ok(Self { engine, open: Default::default(), logged: Vec::new(), head, tally })
     }
 
     /// The last commit.
     pub fn head(&self) -> Head {
         self.head
+    }
+
+    /// How much is held, the open batch included.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// How much room the engine takes; see [`Engine::footprint`].
+    pub fn footprint(&self) -> Footprint {
+        self.engine.footprint()
     }
 
     /// The number the open batch will have.
@@ -150,15 +163,37 @@ impl Store {
         self.put(space, key, row.encode());
     }
 
-    /// Writes a key's state.
-    pub fn put_value(&mut self, shard: ShardId, key: &str, row: &ValueRow) {
-        self.put_row(Space::Values, ValueKey { shard, key }.encode(), row);
+    /// Writes a key's state and counts it; `was` is as what it was counted before.
+    pub fn put_value(&mut self, name: StoreKey, was: Standing, row: &ValueRow) {
+        self.tally.keys.remove(was);
+        self.tally.keys.add(row.standing());
+        self.put_row(Space::Values, name, row);
+    }
+
+    /// Replaces what is counted of keys by what counting them anew gave.
+    pub fn recount_keys(&mut self, keys: KeyTally) {
+        self.tally.keys = keys;
     }
 
     /// Logs a change: its body, and its place in the commit index.
     pub fn log(&mut self, key: LogKey, change: Bytes) {
+        self.tally.log_changes += 1;
+        self.tally.log_bytes += change.len() as u64;
         self.put(Space::Log, key.encode(), change);
         self.logged.push(key);
+    }
+
+    /// Takes a commit that is over out of the log: the bodies that are still there, and its place in the index.
+    pub fn unlog(&mut self, commit: u64, keys: &[LogKey]) -> Result<(), StoreError> {
+        for key in keys {
+            if let Some(change) = self.change(key)? {
+                self.tally.log_changes = self.tally.log_changes.saturating_sub(1);
+                self.tally.log_bytes = self.tally.log_bytes.saturating_sub(change.len() as u64);
+                self.remove(Space::Log, key.encode());
+            }
+        }
+        self.remove(Space::Node, NodeKey::Commit(commit).encode());
+        Ok(())
     }
 
     /// Commits the open batch, if it holds anything, and says its number. Durable only after [`Self::sync`].
@@ -186,7 +221,8 @@ impl Store {
             }
         }
         self.head = Head { commit: number, hash: hasher.digest() };
-        writes.push((Space::Node, NodeKey::Head.encode(), Some(self.head.encode())));
+        let row = HeadRow { head: self.head, tally: self.tally };
+        writes.push((Space::Node, NodeKey::Head.encode(), Some(row.encode())));
         self.engine.commit(Batch { writes })?;
         Ok(Some(number))
     }
@@ -225,6 +261,33 @@ impl Store {
         })
     }
 
+    /// At least the next `rows` rows of a space from `from` on, the open batch's included; and where to go on, `None`
+    /// behind the last row.
+    #[allow(clippy::type_complexity, reason = "rows, and the place behind them")]
+    pub fn page(
+        &self,
+        space: Space,
+        from: &[u8],
+        rows: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, Option<Vec<u8>>), StoreError> {
+        let end = vec![0xff; StoreKey::MAX_LEN + 1]; // behind every key
+        let committed = self.engine.scan(space, from, &end).take(rows).collect::<Result<Vec<_>, _>>()?;
+        let next = committed.last().filter(|_| committed.len() == rows).map(|(last, _)| {
+            let mut next = last.to_vec();
+            next.push(0);
+            next
+        });
+        let mut page: BTreeMap<Bytes, Bytes> = committed.into_iter().collect();
+        let to = next.as_ref().unwrap_or(&end);
+        for (name, row) in self.open[space as usize].range::<[u8], _>((Included(from), Excluded(&to[..]))) {
+            match row {
+                Some(row) => page.insert(name.as_bytes().clone(), row.clone()),
+                None => page.remove(name.as_bytes()),
+            };
+        }
+        Ok((page.into_iter().collect(), next))
+    }
+
     /// Every shard that is known, with its vector.
     pub fn shards(&self) -> Result<Vec<(ShardRow, Vector)>, StoreError> {
         let mut shards: Vec<(ShardRow, Vector)> = Vec::new();
@@ -244,8 +307,25 @@ impl Store {
         Ok(shards)
     }
 
-    /// The pieces of a key's history with their life and part, in order; the open batch's too.
-    pub fn edits(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64, Bytes)>, StoreError> {
+    /// The pieces of the history of one life of a key with their part, in order; the open batch's too.
+    pub fn edits(&self, shard: ShardId, key: &str, life: u64) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        let damaged = |problem| StoreError::Damaged { space: Space::Edits.name(), problem };
+        let mut edits = Vec::new();
+        for (of, part, piece) in self.stored_edits(shard, key)? {
+            if of == life {
+                edits.push((part, piece.slice_ref(checked(&piece).map_err(damaged)?)));
+            }
+        }
+        Ok(edits)
+    }
+
+    /// Life and part of the pieces of a key's history, whole or damaged, in order; the open batch's too.
+    pub fn edit_names(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64)>, StoreError> {
+        Ok(self.stored_edits(shard, key)?.into_iter().map(|(life, part, _)| (life, part)).collect())
+    }
+
+    /// The pieces as they are stored.
+    fn stored_edits(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64, Bytes)>, StoreError> {
         let prefix = EditKey { shard, key, life: 0, part: 0 }.prefix();
         let end = after_prefix(&prefix);
         let committed = self.engine.scan(Space::Edits, &prefix, &end);
@@ -265,7 +345,6 @@ impl Store {
             let mut r = Reader::new(&name[prefix.len()..]);
             let life = r.u64("life").map_err(damaged)?;
             let part = r.u64("part").map_err(damaged)?;
-            let piece = piece.slice_ref(checked(&piece).map_err(damaged)?);
             edits.push((life, part, piece));
         }
         Ok(edits)
@@ -336,11 +415,17 @@ mod tests {
         ValueRow { commit: 1, last: vec![(origin(), 1)], parked: None, cell }
     }
 
+    /// Writes a key that was not there.
+    fn put(store: &mut Store, key: &str, text: &'static str) {
+        let name = ValueKey { shard: shard_row().id(), key }.encode();
+        store.put_value(name, Standing::Absent, &value(text));
+    }
+
     #[test]
     fn reads_see_the_open_batch_and_a_snapshot_only_what_is_committed() {
         let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
         let shard = shard_row().id();
-        store.put_value(shard, "k", &value("v"));
+        put(&mut store, "k", "v");
         assert_eq!(store.value(shard, "k").unwrap(), Some(value("v")));
         assert_eq!(store.snapshot().value(shard, "k").unwrap(), None);
         assert_eq!(store.commit(5).unwrap(), Some(1));
@@ -353,7 +438,7 @@ mod tests {
         let run = |texts: &[&'static str]| {
             let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
             for text in texts {
-                store.put_value(shard_row().id(), "k", &value(text));
+                put(&mut store, "k", text);
                 store.commit(0).unwrap();
             }
             store.head()
@@ -386,7 +471,7 @@ mod tests {
         let vector: Vector = [(origin(), 3)].into_iter().collect();
         store.put_row(Space::Shards, ShardKey::Vector(shard).encode(), &vector);
         for key in ["b", "a", "c"] {
-            store.put_value(shard, key, &value("v"));
+            put(&mut store, key, "v");
         }
         store.commit(0).unwrap();
         assert_eq!(store.shards().unwrap(), vec![(shard_row(), vector)]);
@@ -394,6 +479,59 @@ mod tests {
         assert_eq!(keys, ["a", "b", "c"]);
         let keys: Vec<String> = store.values(shard, "b", Some("c")).map(|row| row.unwrap().0).collect();
         assert_eq!(keys, ["b"]);
+    }
+
+    #[test]
+    fn a_page_shows_the_open_batch_and_pages_show_every_row_once() {
+        let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
+        for key in ["a", "c", "e", "g"] {
+            put(&mut store, key, "v");
+        }
+        store.commit(0).unwrap();
+        put(&mut store, "b", "v");
+        put(&mut store, "z", "v");
+        store.remove(Space::Values, ValueKey { shard: shard_row().id(), key: "c" }.encode());
+        let (mut seen, mut from) = (Vec::new(), Vec::new());
+        loop {
+            let (rows, next) = store.page(Space::Values, &from, 2).unwrap();
+            seen.extend(rows.iter().map(|(name, _)| name[18..].to_vec()));
+            match next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        assert_eq!(seen, [b"a", b"b", b"e", b"g", b"z"]);
+    }
+
+    #[test]
+    fn the_tally_is_that_of_the_last_commit() {
+        let mut engine = MemoryEngine::crashable();
+        let log = |seq| LogKey { shard: shard_row().id(), origin: origin(), seq };
+        let mut store = Store::open(Box::new(engine.clone())).unwrap();
+        put(&mut store, "a", "v");
+        store.log(log(1), Bytes::from_static(b"123"));
+        store.log(log(2), Bytes::from_static(b"4567"));
+        let rows = [Space::Values, Space::Log, Space::Node];
+        store.commit(0).unwrap();
+        for space in rows {
+            let writes = store.scan(space, &[], &[0xff; 99]).map(|row| row.unwrap());
+            let writes = writes.map(|(key, row)| (space, StoreKey::existing(key), Some(row))).collect();
+            engine.commit(Batch { writes }).unwrap();
+        }
+        let mut store = Store::open(Box::new(engine)).unwrap();
+        assert_eq!((store.tally().keys.alive, store.tally().log_changes, store.tally().log_bytes), (1, 2, 7));
+        let name = ValueKey { shard: shard_row().id(), key: "a" }.encode();
+        let deleted = ValueRow {
+            cell: Cell { deleted_at: Some(Stamp::new(9, 9)), ..Cell::default() },
+            ..ValueRow::default()
+        };
+        store.put_value(name, Standing::Alive, &deleted);
+        store.unlog(1, &[log(1), log(2), log(3)]).unwrap();
+        assert_eq!(
+            store.tally(),
+            Tally { keys: KeyTally { stubs: 1, ..Default::default() }, ..Default::default() }
+        );
+        assert_eq!(store.commit_row(1).unwrap().map(|row| row.changes.len()), Some(2), "not committed yet");
     }
 
     #[test]

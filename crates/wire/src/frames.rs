@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tropism_crdt::codec::{Reader, put_varint};
 use tropism_crdt::{NodeId, Origin, Stamp, Vector};
-use tropism_placement::{RegionName, ScopeId, ScopeName, ShardId};
+use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_replica::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
@@ -156,8 +156,14 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
     Ok(Some(Frame { round: message.round, number: message.number, body }))
 }
 
-/// The message of a hello. `expected` is whom the dialler believes to reach.
-pub fn hello_message(hello: &Hello, cluster: &str, expected: &str, nonce: &[u8; 32]) -> v1::Hello {
+/// The message of a hello. `expected` is whom the dialler believes to reach, `policy` the hash of the rules in force.
+pub fn hello_message(
+    hello: &Hello,
+    cluster: &str,
+    expected: &str,
+    nonce: &[u8; 32],
+    policy: &PolicyHash,
+) -> v1::Hello {
     v1::Hello {
         protocol_version: PROTOCOL_VERSION,
         cluster_id: cluster.to_owned(),
@@ -180,7 +186,7 @@ pub fn hello_message(hello: &Hello, cluster: &str, expected: &str, nonce: &[u8; 
         }),
         features: Vec::new(),
         nonce: Bytes::copy_from_slice(nonce),
-        policy_hash: Bytes::new(),
+        policy_hash: Bytes::copy_from_slice(&policy.0),
     }
 }
 
@@ -388,7 +394,8 @@ mod tests {
             head: Head { commit: 3, hash: 4 },
             saw_you: Some((78, Seen { incarnation: 1, commit: 2, hash: 3 })),
         };
-        let message = hello_message(&hello, "world", "dallas-1", &[5; 32]);
+        let message = hello_message(&hello, "world", "dallas-1", &[5; 32], &PolicyHash([6; 32]));
+        assert_eq!(message.policy_hash, Bytes::from(vec![6; 32]));
         assert_eq!(hello_from_message(&message), Ok((hello, [5; 32])));
     }
 }

@@ -233,7 +233,8 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             "engine": store.engine, "durable": store.durable, "store_id": hex(&store.store_id),
             "commit_number": store.commit_number, "log_floor": store.log_floor, "log_changes": store.log_changes,
             "log_bytes": store.log_bytes, "visible_keys": store.visible_keys, "stubs": store.stubs,
-            "parked_keys": store.parked_keys, "bytes": store.bytes,
+            "parked_keys": store.parked_keys, "expired_keys": store.expired_keys, "deleted_keys": store.deleted_keys,
+            "swept": store.swept, "bytes": store.bytes,
         },
         "clock": {
             "wall_ms": clock.wall_ms, "stamp": stamp(Stamp::from_u64(clock.stamp)),
@@ -250,7 +251,14 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             "hits": cache.hits, "misses": cache.misses,
         })).collect::<Vec<_>>(),
         "degraded_scopes":
-            status.degraded_scopes.iter().map(|scope| named(&scope.scope, &scope.problem)).collect::<Vec<_>>(),
+            status.degraded_scopes.iter().map(|scope| json!({
+                "scope": scope.scope, "keys": scope.keys, "problem": scope.problem,
+            })).collect::<Vec<_>>(),
+        "long_histories": status.long_histories.iter().map(|long| json!({
+            "scope": long.scope, "key": long.key, "history_bytes": long.history_bytes,
+            "limit_bytes": long.limit_bytes, "history_changes": long.history_changes,
+            "limit_changes": long.limit_changes,
+        })).collect::<Vec<_>>(),
         "warnings": status.warnings.iter().map(|warning| named(&warning.name, &warning.message)).collect::<Vec<_>>(),
     })
 }

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -90,16 +91,22 @@ fn time(headers: &HeaderMap) -> Result<Duration, Problem> {
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
     calls: Arc<Semaphore>,
+    shed: Arc<AtomicU64>,
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { calls: Arc::new(Semaphore::new(CONCURRENT_CALLS)) }
+        Self { calls: Arc::new(Semaphore::new(CONCURRENT_CALLS)), shed: Arc::default() }
     }
 
     /// Calls running now.
     pub(super) fn running(&self) -> usize {
         CONCURRENT_CALLS - self.calls.available_permits()
+    }
+
+    /// Calls that were shed because too many ran.
+    pub(super) fn shed(&self) -> u64 {
+        self.shed.load(Ordering::Relaxed)
     }
 
     fn admit(&self, headers: &HeaderMap) -> Result<(Duration, OwnedSemaphorePermit), Problem> {
@@ -116,6 +123,7 @@ impl Gate {
         }
         let time = time(headers)?;
         let permit = self.calls.clone().try_acquire_owned().map_err(|_| {
+            self.shed.fetch_add(1, Ordering::Relaxed);
             let message = format!("the node is busy: {CONCURRENT_CALLS} calls run already");
             Problem::resource_exhausted(
                 Reason::Overloaded,
@@ -257,6 +265,7 @@ mod tests {
         let shed = gate.admit(&HeaderMap::new()).unwrap_err();
         assert_eq!(shed.reason(), Reason::Overloaded);
         assert!(shed.retry_delay().is_some());
+        assert_eq!(gate.shed(), 1);
         drop(running);
         assert!(gate.admit(&HeaderMap::new()).is_ok());
     }

@@ -1,27 +1,35 @@
 //! How a node and its neighbours are: `ClusterService`. Everything is local knowledge.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tonic::{Request, Response, Status, async_trait};
 use tropism_crdt::{MAX_OFFSET_MS, Stamp};
 use tropism_placement::RegionName;
 use tropism_replica::LinkStatus;
 use tropism_replica::limits::{FENCE_OFFSET_MS, PENDING_BYTES, WAITING_WRITES};
-use tropism_storage::StoreError;
 use tropism_storage::rows::STORE_FORMAT;
+use tropism_storage::{Reads, StoreError};
 use tropism_wire::error::echo;
 use tropism_wire::v1::cluster_service_server::ClusterService;
 use tropism_wire::{Problem, Reason, v1};
 
-use super::{Api, CONCURRENT_CALLS, Call, Inner, commit_rows, stopping, unreadable};
+use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, commit_rows, stopping, unreadable};
 use crate::driver::{Published, wall_ms};
+use crate::traffic::Line;
 
 /// Version of the protocol between nodes.
 const PROTOCOL_VERSION: u32 = 1;
 /// A link that is up and has more changes than this to send is catching up; fewer are traffic under way.
 const CURRENT_CHANGES: u64 = 1_024;
-/// Commits that are counted to know what a peer lacks: some 10 ms. Of a longer backlog this much is told.
+/// Commits that are counted to know what a peer lacks: some 50 ms. Of a longer backlog this much is told.
 const COUNTED_COMMITS: usize = 10_000;
+/// Bytes of changes after which counting ends too: what a disk reads in a fraction of a second.
+const COUNTED_BYTES: u64 = 64 << 20;
+/// What peers lack is counted this often at most, whoever asks.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl ClusterService for Api {
@@ -32,11 +40,8 @@ impl ClusterService for Api {
         Call::of(request)?;
         let published = self.handle.published();
         let status = &published.status;
-        let reader = published.clone();
-        let backlogs = tokio::task::spawn_blocking(move || {
-            reader.status.links.iter().map(|link| backlog(link, &reader)).collect::<Result<Vec<u64>, _>>()
-        });
-        let backlogs = backlogs.await.map_err(|_| stopping())?.map_err(unreadable)?;
+        let tally = &published.tally;
+        let backlogs = self.backlogs(&published).await?;
         let mut links: Vec<v1::LinkStatus> =
             status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
         links.sort_by(|a, b| a.peer.cmp(&b.peer));
@@ -49,19 +54,29 @@ impl ClusterService for Api {
                 format_version: u32::try_from(STORE_FORMAT).unwrap_or(u32::MAX),
                 commit_number: published.head.commit,
                 log_floor: status.log_floor,
-                ..v1::StoreStatus::default()
+                log_changes: tally.log_changes,
+                log_bytes: tally.log_bytes,
+                visible_keys: tally.keys.alive.saturating_sub(status.expired_keys),
+                expired_keys: status.expired_keys.min(tally.keys.alive),
+                deleted_keys: tally.keys.deleted,
+                stubs: tally.keys.stubs,
+                parked_keys: tally.keys.parked,
+                bytes: published.footprint.bytes,
+                swept: status.counted,
             }),
             clock: Some(v1::ClockStatus {
                 wall_ms: wall_ms(),
                 stamp: status.stamp.as_u64(),
-                reserved_until: 0,
+                reserved_until: Stamp::new(status.reserved_ms, 0).as_u64(),
                 max_offset_ms: MAX_OFFSET_MS,
                 peers_far_behind: self.peers_far_behind(&published),
             }),
-            warnings: self.warnings(&links),
+            warnings: self.warnings(&published, &links),
             links,
+            caches: caches(&published),
             queues: self.queues(&published),
-            ..v1::GetStatusResponse::default()
+            degraded_scopes: degraded_scopes(&published),
+            long_histories: long_histories(&published),
         }))
     }
 
@@ -114,17 +129,91 @@ impl ClusterService for Api {
     }
 }
 
-/// Changes that a peer is not known to have: those in the log behind its cursor which it did not make.
-fn backlog(link: &LinkStatus, published: &Published) -> Result<u64, StoreError> {
-    let rows = commit_rows(published.snapshot.as_ref(), link.cursor + 1, published.head.commit + 1);
-    let mut changes = 0;
-    for row in rows.take(COUNTED_COMMITS) {
-        changes += row?.1.changes.iter().filter(|key| key.origin.node != link.peer.node).count();
+/// Changes that a peer is not known to have.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backlog {
+    changes: u64,
+    bytes: u64,
+}
+
+impl Backlog {
+    /// Those in the log behind the peer's cursor which it did not make.
+    fn count(link: &LinkStatus, published: &Published) -> Result<Self, StoreError> {
+        let snapshot = published.snapshot.as_ref();
+        let rows = commit_rows(snapshot, link.cursor + 1, published.head.commit + 1);
+        let mut backlog = Self::default();
+        for row in rows.take(COUNTED_COMMITS) {
+            for key in row?.1.changes.iter().filter(|key| key.origin.node != link.peer.node) {
+                backlog.changes += 1;
+                backlog.bytes += snapshot.change(key)?.map_or(0, |change| change.len() as u64);
+            }
+            if backlog.bytes > COUNTED_BYTES {
+                break;
+            }
+        }
+        Ok(backlog)
     }
-    Ok(changes as u64)
+}
+
+/// The replica's caches and the store's.
+fn caches(published: &Published) -> Vec<v1::CacheStatus> {
+    let caches = published.status.caches.iter().map(|cache| v1::CacheStatus {
+        name: cache.name.to_owned(),
+        bytes: cache.bytes as u64,
+        limit_bytes: cache.limit as u64,
+        entries: cache.entries as u64,
+        hits: cache.looked_up.0,
+        misses: cache.looked_up.1,
+    });
+    let blocks = published.footprint.block_cache.map(|(bytes, limit_bytes)| v1::CacheStatus {
+        name: "blocks of the store".to_owned(),
+        bytes,
+        limit_bytes,
+        ..v1::CacheStatus::default()
+    });
+    caches.chain(blocks).collect()
+}
+
+fn degraded_scopes(published: &Published) -> Vec<v1::DegradedScope> {
+    let degraded = published.status.degraded.iter().map(|degraded| v1::DegradedScope {
+        scope: degraded.scope.as_str().to_owned(),
+        keys: degraded.keys,
+        problem: degraded.problem.clone(),
+    });
+    degraded.collect()
+}
+
+fn long_histories(published: &Published) -> Vec<v1::LongHistory> {
+    let long = published.status.long_histories.iter().map(|long| v1::LongHistory {
+        scope: long.scope.as_str().to_owned(),
+        key: long.key.clone(),
+        history_bytes: long.bytes.0,
+        limit_bytes: long.bytes.1,
+        history_changes: long.changes.0,
+        limit_changes: long.changes.1,
+    });
+    long.collect()
 }
 
 impl Inner {
+    /// What each peer lacks, in the order of the links; counted at most once a second.
+    async fn backlogs(&self, published: &Arc<Published>) -> Result<Vec<Backlog>, Problem> {
+        let mut counted = self.backlogs.lock().await;
+        if let Some((at, backlogs)) = counted.as_ref()
+            && at.elapsed() < COUNT_EVERY
+        {
+            return Ok(backlogs.clone());
+        }
+        let reader = published.clone();
+        let backlogs = tokio::task::spawn_blocking(move || {
+            reader.status.links.iter().map(|link| Backlog::count(link, &reader)).collect()
+        });
+        let backlogs: Result<Vec<Backlog>, StoreError> = backlogs.await.map_err(|_| stopping())?;
+        let backlogs = backlogs.map_err(unreadable)?;
+        *counted = Some((Instant::now(), backlogs.clone()));
+        Ok(backlogs)
+    }
+
     fn node_status(&self, published: &Published) -> v1::NodeStatus {
         let status = &published.status;
         let state = match &status.clock {
@@ -148,36 +237,52 @@ impl Inner {
         }
     }
 
-    fn link(&self, link: &LinkStatus, backlog: u64) -> v1::LinkStatus {
+    fn link(&self, link: &LinkStatus, backlog: Backlog) -> v1::LinkStatus {
         let now = self.handle.time().now();
         let age_ms = |us: u64| now.mono_us.saturating_sub(us) / 1000;
+        let line = self.traffic.line(&link.peer.node);
+        let traffic = line.map(Line::counts).unwrap_or_default();
+        let refusal = line.and_then(Line::refusal).filter(|_| !link.up);
         let state = match link.up {
+            false if refusal.is_some() => v1::LinkState::Refused,
             false => v1::LinkState::Down,
-            true if backlog > CURRENT_CHANGES => v1::LinkState::CatchingUp,
+            true if backlog.changes > CURRENT_CHANGES => v1::LinkState::CatchingUp,
             true => v1::LinkState::Current,
         };
         let (offset, error) = link.offset_ms.unwrap_or((0, 0));
-        let (compared, unequal) = link.compared;
         v1::LinkStatus {
             peer: link.peer.node.as_str().to_owned(),
             region: link.peer.region.as_str().to_owned(),
             state: state.into(),
-            state_since_ms: now.wall_ms.saturating_sub(age_ms(link.since_us)),
+            state_since_ms: match &refusal {
+                Some(refusal) => refusal.since_ms,
+                None => now.wall_ms.saturating_sub(age_ms(link.since_us)),
+            },
             last_heard_ms: link.last_heard_us.map(age_ms),
             round_trip_us: link.rtt_us.unwrap_or(0),
             clock_offset_us: offset.saturating_mul(1000),
             clock_offset_error_us: error.unsigned_abs().saturating_mul(1000),
-            backlog_changes: backlog,
-            backlog_bytes: link.outstanding.1 as u64,
+            backlog_changes: backlog.changes,
+            backlog_bytes: backlog.bytes,
+            sent_changes: traffic.sent.0,
+            sent_bytes: traffic.sent.1,
+            received_changes: traffic.received.0,
+            received_bytes: traffic.received.1,
+            duplicate_changes: link.counted.duplicates,
             closed_stamp: link.closed.map_or(0, Stamp::as_u64),
             reconciliation: Some(v1::ReconciliationStatus {
-                resumes: link.resends,
-                comparisons: compared,
-                mismatches: unequal,
-                ..v1::ReconciliationStatus::default()
+                resumes: link.counted.resends,
+                comparisons: link.counted.compared,
+                mismatches: link.counted.unequal,
+                vectors_exchanged: link.counted.vectors,
+                changes_wanted: link.counted.wanted,
+                overhead_bytes: traffic.overhead_bytes,
             }),
-            problem: if link.up { String::new() } else { "no connection".to_owned() },
-            ..v1::LinkStatus::default()
+            problem: match refusal {
+                _ if link.up => String::new(),
+                Some(refusal) => refusal.reason,
+                None => "no connection".to_owned(),
+            },
         }
     }
 
@@ -189,37 +294,58 @@ impl Inner {
     }
 
     fn queues(&self, published: &Published) -> Vec<v1::QueueStatus> {
-        let queue = |name: &str, length: usize, limit: usize, unit: &str, when_full: &str| v1::QueueStatus {
-            name: name.to_owned(),
-            length: length as u64,
-            limit: limit as u64,
-            unit: unit.to_owned(),
-            when_full: when_full.to_owned(),
-            times_full: 0,
+        let queue = |name: &str, (length, limit): (usize, usize), unit: &str, times_full, when_full: &str| {
+            v1::QueueStatus {
+                name: name.to_owned(),
+                length: length as u64,
+                limit: limit as u64,
+                unit: unit.to_owned(),
+                when_full: when_full.to_owned(),
+                times_full,
+            }
         };
         let status = &published.status;
-        let (watches, most_watches) = self.hub.watches();
+        let scans = CONCURRENT_SCANS - self.scans.available_permits();
         vec![
-            queue("calls", self.gate.running(), CONCURRENT_CALLS, "items", "a call is refused (OVERLOADED)"),
+            queue(
+                "calls",
+                (self.gate.running(), CONCURRENT_CALLS),
+                "items",
+                self.gate.shed(),
+                "a call is refused (OVERLOADED)",
+            ),
+            queue(
+                "scans",
+                (scans, CONCURRENT_SCANS),
+                "items",
+                self.scans_refused.load(Ordering::Relaxed),
+                "a scan is refused (OVERLOADED)",
+            ),
             queue(
                 "writes waiting for other regions",
-                status.waiting,
-                WAITING_WRITES,
+                (status.waiting, WAITING_WRITES),
                 "items",
+                status.times_full.waiting,
                 "a write that has to wait is refused (OVERLOADED)",
             ),
             queue(
                 "changes waiting for others",
-                status.pending.1,
-                PENDING_BYTES,
+                (status.pending.1, PENDING_BYTES),
                 "bytes",
+                status.times_full.pending,
                 "a change is dropped and sent again later",
             ),
-            queue("watches", watches, most_watches, "items", "a watch is refused (TOO_MANY_WATCHES)"),
+            queue(
+                "watches",
+                self.hub.watches(),
+                "items",
+                self.hub.refused(),
+                "a watch is refused (TOO_MANY_WATCHES)",
+            ),
         ]
     }
 
-    fn warnings(&self, links: &[v1::LinkStatus]) -> Vec<v1::Warning> {
+    fn warnings(&self, published: &Published, links: &[v1::LinkStatus]) -> Vec<v1::Warning> {
         let warning =
             |name: &str, message: String, since_ms| v1::Warning { name: name.to_owned(), message, since_ms };
         let mut warnings = Vec::new();
@@ -232,6 +358,13 @@ impl Inner {
             let message = "this node listens beyond loopback without TLS: put it behind a network you trust";
             warnings.push(warning("insecure", message.to_owned(), started));
         }
+        let parked = published.tally.keys.parked;
+        if parked > 0 {
+            let message = format!(
+                "{parked} keys cannot be shown: reads of them answer KEY_PARKED; other regions may show them"
+            );
+            warnings.push(warning("keys_parked", message, started));
+        }
         for link in links.iter().filter(|link| link.state() == v1::LinkState::Down) {
             let message = format!(
                 "there is no link to {} in region {}: what is written there is not seen here; look at that node and \
@@ -239,6 +372,9 @@ impl Inner {
                 link.peer, link.region
             );
             warnings.push(warning("link_down", message, link.state_since_ms));
+        }
+        for link in links.iter().filter(|link| link.state() == v1::LinkState::Refused) {
+            warnings.push(warning("link_refused", link.problem.clone(), link.state_since_ms));
         }
         warnings.sort_by_key(|warning| warning.since_ms);
         warnings

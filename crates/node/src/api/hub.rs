@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::mem::take;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message;
@@ -95,6 +95,7 @@ pub(super) struct Hub {
     started: AtomicBool,
     stopped: AtomicBool,
     queued: AtomicUsize,
+    refused: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -171,8 +172,14 @@ impl Hub {
             started: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             queued: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
             state: Mutex::default(),
         }
+    }
+
+    /// Watches that were refused because there were too many.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Watches now, and the most there may be.
@@ -193,6 +200,7 @@ impl Hub {
     ) -> Result<Subscription, Problem> {
         let mut state = lock(&self.state);
         if state.queues.len() >= self.most {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             let message =
                 format!("the node has {} watches already, the most it takes; use another node", self.most);
             let most = self.most as u64;

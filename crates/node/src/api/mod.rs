@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -28,6 +29,7 @@ use tropism_wire::{Problem, Reason, from_proto, v1};
 
 use crate::driver::{Handle, Published, wall_ms};
 use crate::token::{Seal, Token};
+use crate::traffic::Traffic;
 
 mod admission;
 mod cluster;
@@ -44,6 +46,7 @@ mod write;
 pub use admission::CONCURRENT_CALLS;
 
 use admission::{Admitted, Deadline, Gate};
+use cluster::Backlog;
 use hub::Hub;
 
 /// Session tokens longer than this, in bytes, are searched for entries that are stable by now: a short one is not worth
@@ -72,6 +75,8 @@ pub struct ApiConfig {
     pub endpoint: String,
     /// The other nodes.
     pub peers: Vec<Peer>,
+    /// What goes over the links to them.
+    pub traffic: Arc<Traffic>,
     /// Name of the engine: `disk` or `memory`.
     pub engine: &'static str,
     /// Whether anything survives the process.
@@ -101,6 +106,7 @@ pub struct Inner {
     region: RegionName,
     endpoint: String,
     peers: Vec<Peer>,
+    traffic: Arc<Traffic>,
     engine: &'static str,
     durable: bool,
     insecure: bool,
@@ -111,6 +117,9 @@ pub struct Inner {
     seal: Seal,
     gate: Gate,
     scans: Arc<Semaphore>,
+    scans_refused: AtomicU64,
+    /// What peers lack, and when that was counted.
+    backlogs: tokio::sync::Mutex<Option<(Instant, Vec<Backlog>)>>,
     hub: Arc<Hub>,
 }
 
@@ -140,6 +149,7 @@ impl Api {
             region: config.region,
             endpoint: config.endpoint,
             peers: config.peers,
+            traffic: config.traffic,
             engine: config.engine,
             durable: config.durable,
             insecure: config.insecure,
@@ -147,6 +157,8 @@ impl Api {
             homes,
             gate: Gate::new(),
             scans: Arc::new(Semaphore::new(CONCURRENT_SCANS)),
+            scans_refused: AtomicU64::new(0),
+            backlogs: tokio::sync::Mutex::default(),
             hub: Arc::new(hub),
         }))
     }

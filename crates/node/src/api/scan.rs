@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -210,6 +211,7 @@ pub(super) async fn start(
     }
     forget_stable(&mut token, &published).map_err(unreadable)?;
     let permit = api.scans.clone().try_acquire_owned().map_err(|_| {
+        api.scans_refused.fetch_add(1, Ordering::Relaxed);
         let message = format!("the node is busy: {CONCURRENT_SCANS} scans run already");
         Problem::resource_exhausted(Reason::Overloaded, "concurrent_scans", CONCURRENT_SCANS as u64, message)
             .retry_after(SHED_RETRY)

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod scans;
+mod status;
 mod values;
 mod watches;
 
@@ -25,6 +26,7 @@ use super::admission::Deadline;
 use super::{Api, ApiConfig};
 use crate::driver::{Driver, Handle};
 use crate::token::Seal;
+use crate::traffic::Traffic;
 
 const CLUSTER: &str = "test";
 const REGIONS: &str = r#"
@@ -120,6 +122,7 @@ impl World {
             node: node("here-1"),
             region: region("here"),
             endpoint: "http://here.example:7000".into(),
+            traffic: Arc::new(Traffic::new(peers.iter().map(|peer| peer.node))),
             peers,
             engine: "memory",
             durable: false,

@@ -7,7 +7,7 @@ use tonic::{Code, Streaming};
 use tropism_crdt::cell::{Content, Register};
 use tropism_crdt::{Cell, Stamp};
 use tropism_placement::{Kind, ScopeId, ScopeName};
-use tropism_storage::{MemoryEngine, ShardKey, ShardRow, Space, Store, ValueRow};
+use tropism_storage::{MemoryEngine, ShardKey, ShardRow, Space, Standing, Store, ValueKey, ValueRow};
 use tropism_wire::Reason;
 use tropism_wire::error::RESUME_TOKEN;
 use tropism_wire::v1::{self, WatchEventType as Type, expiry::When, watch_request::Target};
@@ -192,11 +192,9 @@ fn trimmed() -> Store {
     let content =
         Content::Register(Register { content_type: String::new(), bytes: Bytes::from_static(b"v") });
     let cell = Cell { written: Some((Stamp::new(5, 0), foreign_origin())), content, ..Cell::default() };
-    store.put_value(
-        id,
-        "k",
-        &ValueRow { commit: 1, last: vec![(foreign_origin(), 5)], cell, ..Default::default() },
-    );
+    let name = ValueKey { shard: id, key: "k" }.encode();
+    let row = ValueRow { commit: 1, last: vec![(foreign_origin(), 5)], cell, ..Default::default() };
+    store.put_value(name, Standing::Absent, &row);
     store.commit(0).unwrap();
     store
 }
