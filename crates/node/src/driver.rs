@@ -19,8 +19,9 @@ use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
     Write, WriteDone, WriteError,
 };
-use tropism_storage::{Footprint, Head, Store, StoreError, Tally, View};
+use tropism_storage::{Footprint, Head, KeptValues, Store, StoreError, Tally, View};
 
+use crate::lane::Replier;
 pub use crate::sync::Witnessed;
 use crate::sync::{Finisher, Leaving, SyncThread, Turn};
 
@@ -87,6 +88,8 @@ pub struct Published {
     pub tally: Tally,
     /// How much room it takes, a second ago at most.
     pub footprint: Footprint,
+    /// Values in memory.
+    pub values: KeptValues,
 }
 
 /// Why a call got no answer from the replica. No effect, unless it says otherwise.
@@ -140,7 +143,7 @@ struct Outgoing {
 pub(crate) enum Message {
     Write {
         write: Box<Write>,
-        reply: oneshot::Sender<Result<WriteDone, WriteError>>,
+        reply: Replier,
     },
     Stamps {
         count: u16,
@@ -182,7 +185,7 @@ pub struct Handle {
 impl Handle {
     /// Writes, and waits for the durability the write asks for.
     pub async fn write(&self, write: Write) -> Result<WriteDone, CallError> {
-        let (reply, outcome) = oneshot::channel();
+        let (reply, outcome) = Replier::new();
         self.try_send(Message::Write { write: Box::new(write), reply })?;
         Ok(outcome.await.map_err(|_| CallError::Stopped)??)
     }
@@ -277,6 +280,7 @@ impl Driver {
             status_at: now,
             tally: store.tally(),
             footprint: store.footprint(),
+            values: store.kept_values(),
         }));
         let (messages, inbox) = sync_channel(INPUT_QUEUE);
         let (commits_sender, commits) = watch::channel(store.head().commit);
@@ -343,7 +347,7 @@ struct Turns {
     sync: SyncThread,
     time: Time,
     published: Arc<ArcSwap<Published>>,
-    replies: HashMap<Ticket, oneshot::Sender<Result<WriteDone, WriteError>>>,
+    replies: HashMap<Ticket, Replier>,
     links: HashMap<NodeId, Outgoing>,
     next_ticket: Ticket,
     status_due: Instant,
@@ -459,6 +463,7 @@ impl Turns {
             status_at,
             tally: self.store.tally(),
             footprint,
+            values: self.store.kept_values(),
         }
     }
 

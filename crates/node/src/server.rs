@@ -22,6 +22,7 @@ use tropism_wire::{DESCRIPTORS, v1};
 use crate::api::{Api, ApiConfig};
 use crate::config::{CheckedConfig, Engine};
 use crate::driver::{Driver, Failure, Witnessed};
+use crate::lane;
 use crate::peer::{Links, PeerAddress};
 use crate::traffic::Traffic;
 
@@ -199,6 +200,7 @@ fn api_thread(api: &Api, number: usize) -> io::Result<Lane> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(format!("api-{number}")).spawn(move || {
         runtime.block_on(async move {
+            lane::enter();
             let (reporter, health) = tonic_health::server::health_reporter();
             for service in [
                 "",

@@ -15,6 +15,7 @@ use tropism_replica::{Frame, Hello, WriteDone, WriteError};
 use tropism_storage::{Head, Syncer};
 
 use crate::driver::{Failure, Message, Published};
+use crate::lane::{Answers, Replier};
 
 /// Where a sync leaves its mark outside the store.
 pub trait Witnessed: Send {
@@ -24,7 +25,7 @@ pub trait Witnessed: Send {
 
 /// What leaves a node when its turn is durable.
 pub(crate) enum Leaving {
-    Reply(oneshot::Sender<Result<WriteDone, WriteError>>, Result<WriteDone, WriteError>),
+    Reply(Replier, Result<WriteDone, WriteError>),
     Stamps(oneshot::Sender<Result<Vec<Stamp>, ClockError>>, Result<Vec<Stamp>, ClockError>),
     Hello(oneshot::Sender<Hello>, Hello),
     /// A frame with its place in the queue of the peer's connection.
@@ -68,10 +69,11 @@ impl Finisher {
                 }
             }
         }
+        let mut answers = Answers::default();
         for leaving in leaving {
             // Whoever waited may have gone.
             match leaving {
-                Leaving::Reply(reply, outcome) => drop(reply.send(outcome)),
+                Leaving::Reply(reply, outcome) => answers.send(reply, outcome),
                 Leaving::Stamps(reply, outcome) => drop(reply.send(outcome)),
                 Leaving::Hello(reply, hello) => drop(reply.send(hello)),
                 Leaving::Frame(place, frame) => drop(place.send(frame)),

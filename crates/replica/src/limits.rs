@@ -73,3 +73,6 @@ pub const LOG_KEEP_MS: u64 = 600_000;
 pub const LOG_KEEP_BYTES: u64 = 256 << 20;
 /// A request id is remembered this long, ms: longer than any client retries.
 pub const REQUEST_KEEP_MS: u64 = 86_400_000;
+/// One part in so many of the memory for caches keeps values as stored, the rest documents with their histories: a
+/// document of 200 bytes takes 15 KiB, its value some 500 bytes.
+pub const VALUES_CACHE_SHARE: usize = 8;

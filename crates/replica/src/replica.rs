@@ -19,7 +19,8 @@ use crate::census::{Census, Counted, Degraded};
 use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
 use crate::limits::{
-    CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, WAITING_WRITES,
+    CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, VALUES_CACHE_SHARE,
+    WAITING_WRITES,
 };
 use crate::link::{Link, LinkStatus};
 use crate::recent::{Logged, Recent};
@@ -183,7 +184,7 @@ pub struct Identity {
     pub peers: Vec<Peer>,
     /// Which scopes exist and where they are held.
     pub rules: Rules,
-    /// Memory for documents that were used lately, bytes.
+    /// Memory for documents and values that were used lately, bytes.
     pub cache_bytes: usize,
     /// How long the log keeps what every member holds, ms; see [`LOG_KEEP_MS`](crate::limits::LOG_KEEP_MS).
     pub log_keep_ms: u64,
@@ -369,7 +370,9 @@ impl Replica {
             Some(row) => row?.0,
             None => head + 1,
         };
-        let documents = Documents::new(origin, identity.cache_bytes);
+        let values = identity.cache_bytes / VALUES_CACHE_SHARE;
+        store.keep_values(values);
+        let documents = Documents::new(origin, identity.cache_bytes - values);
         let paths =
             identity.rules.iter().map(|rule| (rule.name.to_string(), paths_of(&rule.policy))).collect();
         let mut replica = Self {
@@ -513,7 +516,7 @@ impl Replica {
         let documents = CacheStatus {
             name: "documents",
             bytes,
-            limit: self.identity.cache_bytes,
+            limit: self.identity.cache_bytes - self.identity.cache_bytes / VALUES_CACHE_SHARE,
             entries,
             looked_up: self.documents.looked_up(),
         };

@@ -91,6 +91,8 @@ pub struct WriteDone {
     pub shard: ShardId,
     /// The change, for the client's token; `None`: there was nothing to do.
     pub change: Option<(Origin, u64)>,
+    /// This node's commit that holds it; of the key's last change when there was nothing to do.
+    pub commit: u64,
     /// The write's stamp; of the last write when there was nothing to do.
     pub stamp: Stamp,
     /// The key's version now.
@@ -437,6 +439,7 @@ impl Replica {
         Ok(Some(Ok(WriteDone {
             shard: id,
             change: Some(row.change),
+            commit: row.commit,
             stamp: row.stamp,
             version,
             existed,
@@ -692,6 +695,7 @@ fn done(shard: ShardId, change: Option<(Origin, u64)>, row: &ValueRow, existed: 
     WriteDone {
         shard,
         change,
+        commit: row.commit,
         stamp: row.cell.last_stamp(),
         version: version_of(&row.cell),
         existed,

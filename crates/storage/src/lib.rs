@@ -10,12 +10,14 @@
 
 pub mod engine;
 pub mod keys;
+mod latest;
 pub mod memory;
 pub mod rows;
 pub mod store;
 
 pub use engine::{Batch, Engine, EngineError, Footprint, Space, StoreKey, Syncer, View};
 pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, ValueKey};
+pub use latest::KeptValues;
 pub use memory::MemoryEngine;
 pub use rows::{
     ClockRow, CommitRow, Head, HeadRow, Header, KeyTally, PeerRow, RequestRow, ShardRow, Standing, Tally,

@@ -12,6 +12,7 @@ use tropism_placement::ShardId;
 
 use crate::engine::{Batch, Engine, EngineError, Footprint, Rows, Space, StoreKey, Syncer, View};
 use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, ValueKey, after_prefix, shard_prefix};
+use crate::latest::{KeptValues, Latest};
 use crate::rows::{CommitRow, Head, HeadRow, KeyTally, Row, ShardRow, Standing, Tally, ValueRow};
 
 /// Why a read or a commit did not happen.
@@ -108,6 +109,8 @@ pub struct Store {
     logged: Vec<LogKey>,
     head: Head,
     tally: Tally,
+    /// Values committed lately: most writes are of keys that were written before.
+    values: Latest,
 }
 
 impl Store {
@@ -115,7 +118,24 @@ impl Store {
     pub fn open(engine: Box<dyn Engine>) -> Result<Self, StoreError> {
         let row: Option<HeadRow> = engine.row(Space::Node, &NodeKey::Head.encode())?;
         let HeadRow { head, tally } = row.unwrap_or_default();
-        Ok(Self { engine, open: Default::default(), logged: Vec::new(), head, tally })
+        Ok(Self {
+            engine,
+            open: Default::default(),
+            logged: Vec::new(),
+            head,
+            tally,
+            values: Latest::default(),
+        })
+    }
+
+    /// Keeps values that were committed lately in memory, in at most so many bytes. At first none are.
+    pub fn keep_values(&mut self, bytes: usize) {
+        self.values = Latest::limited_to(bytes);
+    }
+
+    /// How much of them there is.
+    pub fn kept_values(&self) -> KeptValues {
+        self.values.kept()
     }
 
     /// The last commit.
@@ -216,6 +236,12 @@ impl Store {
                 if let Some(value) = &value {
                     hasher.update(&(value.len() as u64).to_be_bytes());
                     hasher.update(value);
+                }
+                if space == Space::Values {
+                    match &value {
+                        Some(value) => self.values.put(key.clone(), value.clone()),
+                        None => self.values.remove(key.as_bytes()),
+                    }
                 }
                 writes.push((space, key, value));
             }
@@ -378,6 +404,10 @@ impl View for Store {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         match self.open[space as usize].get(key) {
             Some(value) => Ok(value.clone()),
+            None if space == Space::Values => match self.values.get(key) {
+                Some(value) => Ok(Some(value.clone())),
+                None => self.engine.get(space, key),
+            },
             None => self.engine.get(space, key),
         }
     }

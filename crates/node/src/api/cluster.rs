@@ -165,13 +165,20 @@ fn caches(published: &Published) -> Vec<v1::CacheStatus> {
         hits: cache.looked_up.0,
         misses: cache.looked_up.1,
     });
+    let values = v1::CacheStatus {
+        name: "values".to_owned(),
+        bytes: published.values.bytes as u64,
+        limit_bytes: published.values.limit as u64,
+        entries: published.values.rows as u64,
+        ..v1::CacheStatus::default()
+    };
     let blocks = published.footprint.block_cache.map(|(bytes, limit_bytes)| v1::CacheStatus {
         name: "blocks of the store".to_owned(),
         bytes,
         limit_bytes,
         ..v1::CacheStatus::default()
     });
-    caches.chain(blocks).collect()
+    caches.chain([values]).chain(blocks).collect()
 }
 
 fn degraded_scopes(published: &Published) -> Vec<v1::DegradedScope> {

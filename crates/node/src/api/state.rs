@@ -217,8 +217,10 @@ impl Inner {
         let options = self.options(options, call)?;
         self.reached(&options.token, &[scope.shard(&draft.key)], options.deadline).await?;
         let done = self.write(scope, draft, &options, options.request_id).await?;
-        let token = seen_by_writes(options.token, std::iter::once(&done));
-        Ok((done, self.answer_now(scope, token)))
+        let published = self.handle.published();
+        let token = seen_by_writes(options.token, std::iter::once(&done), &published);
+        let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
+        Ok((done, answer))
     }
 
     /// Carries out many writes, all under way before the first is waited for: they share a commit.
@@ -238,21 +240,22 @@ impl Inner {
             async move { self.write(scope, draft?, options, request_id).await }
         };
         let outcomes = all((0..).zip(drafts).map(|(index, draft)| write(index, draft))).await;
-        let token = seen_by_writes(options.token, outcomes.iter().flatten());
-        Ok((outcomes, self.answer_now(scope, token)))
-    }
-
-    fn answer_now(&self, scope: &Served<'_>, token: Token) -> v1::Answer {
         let published = self.handle.published();
-        self.answer(&scope.rule.regions, &published, self.seen(token, &published))
+        let token = seen_by_writes(options.token, outcomes.iter().flatten(), &published);
+        let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
+        Ok((outcomes, answer))
     }
 }
 
 /// What a session has seen after its writes. A write depends on everything its origin had of the shard, so it stands for
-/// all that the token said there.
-fn seen_by_writes<'a>(mut token: Token, writes: impl Iterator<Item = &'a WriteDone>) -> Token {
+/// all that the token said there. What every member has is left out.
+fn seen_by_writes<'a>(
+    mut token: Token,
+    writes: impl Iterator<Item = &'a WriteDone>,
+    published: &Published,
+) -> Token {
     let mut written = Token::default();
-    for done in writes {
+    for done in writes.filter(|done| done.commit > published.stable_commit) {
         if let Some((origin, seq)) = done.change {
             // An earlier sending may have come before what the token says.
             let seen = if done.replayed { &mut token } else { &mut written };
