@@ -31,7 +31,9 @@ pub(crate) struct Loaded {
 /// The cache. What was written in the open batch stays in it until the batch is committed.
 #[derive(Debug)]
 pub(crate) struct Documents {
-    loaded: BTreeMap<(ShardId, String), Loaded>,
+    /// Boxed: a document without its history is 4 KB, and the maps move their values about.
+    shards: BTreeMap<ShardId, BTreeMap<String, Box<Loaded>>>,
+    count: usize,
     actor: Vec<u8>,
     bytes: usize,
     limit: usize,
@@ -53,12 +55,12 @@ impl From<StoreError> for LoadError {
 
 impl Documents {
     pub(crate) fn new(origin: Origin, limit: usize) -> Self {
-        Self { loaded: BTreeMap::new(), actor: origin.to_bytes(), bytes: 0, limit, uses: 0 }
+        Self { shards: BTreeMap::new(), count: 0, actor: origin.to_bytes(), bytes: 0, limit, uses: 0 }
     }
 
     /// Number of documents and bytes.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.loaded.len(), self.bytes)
+        (self.count, self.bytes)
     }
 
     /// The document of a life of a key: from memory, from the store, or empty.
@@ -70,17 +72,21 @@ impl Documents {
         life: u64,
     ) -> Result<&mut Loaded, LoadError> {
         self.uses += 1;
-        let name = (shard, key.to_owned());
-        if self.loaded.get(&name).is_none_or(|loaded| loaded.life != life) {
+        if self.loaded(shard, key).is_none_or(|loaded| loaded.life != life) {
             let loaded = self.load(store, shard, key, life)?;
+            self.forget(shard, key);
             self.bytes += loaded.cost;
-            if let Some(old) = self.loaded.insert(name.clone(), loaded) {
-                self.bytes -= old.cost;
-            }
+            self.count += 1;
+            self.shards.entry(shard).or_default().insert(key.to_owned(), Box::new(loaded));
         }
-        let Some(loaded) = self.loaded.get_mut(&name) else { unreachable!("inserted above") };
-        loaded.used = self.uses;
+        let uses = self.uses;
+        let Some(loaded) = self.loaded(shard, key) else { unreachable!("inserted above") };
+        loaded.used = uses;
         Ok(loaded)
+    }
+
+    fn loaded(&mut self, shard: ShardId, key: &str) -> Option<&mut Loaded> {
+        Some(self.shards.get_mut(&shard)?.get_mut(key)?)
     }
 
     fn load(&self, store: &Store, shard: ShardId, key: &str, life: u64) -> Result<Loaded, LoadError> {
@@ -108,7 +114,8 @@ impl Documents {
 
     /// Stores what a document became by the raw changes given.
     pub(crate) fn save(&mut self, store: &mut Store, shard: ShardId, key: &str, changes: &[&[u8]]) {
-        let Some(loaded) = self.loaded.get_mut(&(shard, key.to_owned())) else { return };
+        let loaded = self.shards.get_mut(&shard).and_then(|documents| documents.get_mut(key));
+        let Some(loaded) = loaded else { return };
         let life = loaded.life;
         let grown: usize = changes.iter().map(|change| change.len()).sum();
         if loaded.saved_bytes <= SAVE_WHOLE_BYTES || loaded.parts_bytes + grown > loaded.saved_bytes {
@@ -132,8 +139,13 @@ impl Documents {
 
     /// Forgets a document whose state in memory may not be what the store says.
     pub(crate) fn forget(&mut self, shard: ShardId, key: &str) {
-        if let Some(old) = self.loaded.remove(&(shard, key.to_owned())) {
+        let Some(documents) = self.shards.get_mut(&shard) else { return };
+        if let Some(old) = documents.remove(key) {
             self.bytes -= old.cost;
+            self.count -= 1;
+        }
+        if documents.is_empty() {
+            self.shards.remove(&shard);
         }
     }
 
@@ -145,7 +157,7 @@ impl Documents {
         key: &str,
         below: u64,
     ) -> Result<(), StoreError> {
-        if self.loaded.get(&(shard, key.to_owned())).is_some_and(|loaded| loaded.life < below) {
+        if self.loaded(shard, key).is_some_and(|loaded| loaded.life < below) {
             self.forget(shard, key);
         }
         for (life, part, _) in store.edits(shard, key)? {
@@ -161,14 +173,21 @@ impl Documents {
         if self.bytes <= self.limit {
             return;
         }
-        let mut uses: Vec<u64> = self.loaded.values().map(|loaded| loaded.used).collect();
+        let mut uses: Vec<u64> =
+            self.shards.values().flat_map(|shard| shard.values().map(|loaded| loaded.used)).collect();
         let middle = uses.len() / 2;
         let median = *uses.select_nth_unstable(middle).1;
-        let bytes = &mut self.bytes;
-        self.loaded.retain(|_, loaded| {
-            let keep = loaded.used > median;
-            *bytes -= if keep { 0 } else { loaded.cost };
-            keep
+        let (bytes, count) = (&mut self.bytes, &mut self.count);
+        self.shards.retain(|_, documents| {
+            documents.retain(|_, loaded| {
+                let keep = loaded.used > median;
+                if !keep {
+                    *bytes -= loaded.cost;
+                    *count -= 1;
+                }
+                keep
+            });
+            !documents.is_empty()
         });
     }
 }
