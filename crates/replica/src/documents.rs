@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use tropism_crdt::Origin;
-use tropism_crdt::document::{Document, DocumentError};
+use tropism_crdt::document::{Document, DocumentError, GateError, PeerChange};
 use tropism_placement::ShardId;
 use tropism_storage::{EditKey, Space, Store, StoreError};
 
@@ -110,6 +110,42 @@ impl Documents {
         document.restore(&tail).map_err(LoadError::Document)?;
         let cost = document.estimated_bytes();
         Ok(Loaded { document, life, saved_bytes, parts, parts_bytes, cost, used: 0 })
+    }
+
+    /// Applies peers' changes up to the first that does not pass: the document then, how many, and why not the next.
+    pub(crate) fn apply(
+        &mut self,
+        store: &Store,
+        (shard, key, life): (ShardId, &str, u64),
+        changes: &[PeerChange<'_>],
+    ) -> Result<(&Document, usize, Option<GateError>), LoadError> {
+        let (mut good, mut refused) = (changes.len(), None);
+        while let Err(error) = self.get(store, shard, key, life)?.document.apply(&changes[..good]) {
+            if error.spoiled {
+                self.forget(shard, key); // the store has it as it was
+            }
+            let mut first = error.change;
+            if first.is_none() && good > 1 {
+                // Which one is at fault shows when each goes alone.
+                for (at, change) in changes[..good].iter().enumerate() {
+                    let outcome = self.get(store, shard, key, life)?.document.apply(&[*change]);
+                    if let Err(error) = outcome {
+                        if error.spoiled {
+                            self.forget(shard, key);
+                        }
+                        first = Some(at);
+                        refused = Some(error);
+                        break;
+                    }
+                }
+            } else {
+                refused = Some(error);
+            }
+            // What was refused together and passes one by one stands.
+            let Some(first) = first.or((good == 1).then_some(0)) else { break };
+            good = first;
+        }
+        Ok((&self.get(store, shard, key, life)?.document, good, refused))
     }
 
     /// Stores what a document became by the raw changes given.
