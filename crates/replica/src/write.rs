@@ -206,6 +206,17 @@ pub enum WriteError {
     },
 }
 
+impl WriteError {
+    /// Whether the document in memory is to be forgotten, because it may not be what the store says any more.
+    fn spoils_document(&self) -> bool {
+        match self {
+            Self::Document(error) => error.spoils(),
+            Self::Patch(error) => matches!(&error.kind, PatchErrorKind::Document(error) if error.spoils()),
+            _ => false,
+        }
+    }
+}
+
 impl From<DocumentError> for WriteError {
     fn from(error: DocumentError) -> Self {
         match error {
@@ -594,11 +605,19 @@ impl Replica {
             }
             _ => Ok(None),
         };
-        Ok(outcome.map(|change| {
-            let heads = document.heads().hashes().to_vec();
-            let content = Content::Document { heads, json: document.to_canonical_json().into() };
-            (change.unwrap_or_default().into(), content)
-        }))
+        match outcome {
+            Ok(change) => {
+                let heads = document.heads().hashes().to_vec();
+                let content = Content::Document { heads, json: document.to_canonical_json().into() };
+                Ok(Ok((change.unwrap_or_default().into(), content)))
+            }
+            Err(error) => {
+                if error.spoils_document() {
+                    self.documents.forget(id, &write.key); // the store has it as it was
+                }
+                Ok(Err(error))
+            }
+        }
     }
 
     /// Numbers a change of our own and says what it depends on.

@@ -15,7 +15,9 @@ use automerge::{Automerge, Change, ObjType, ScalarValue};
 use thiserror::Error;
 
 use super::show::{Shape, View};
-use super::{Document, MAX_BRANCHES, MAX_CHANGE_BYTES, MAX_CHANGE_OPS, MAX_COUNTER, MAX_HEADS};
+use super::{
+    Document, DocumentError, MAX_BRANCHES, MAX_CHANGE_BYTES, MAX_CHANGE_OPS, MAX_COUNTER, MAX_HEADS,
+};
 use crate::codec::{DecodeError, Reader};
 use crate::json::MAX_DEPTH;
 
@@ -123,6 +125,14 @@ pub(super) fn branch_of(actor: &[u8], origin: &[u8]) -> Option<u64> {
     }
     let (branch, of) = actor.strip_prefix(&BRANCH_MARK)?.split_first()?; // the number is a varint, one byte below 128
     (of == origin && (1..=MAX_BRANCHES).contains(&u64::from(*branch))).then_some(u64::from(*branch))
+}
+
+/// The origin's side of the gate: whether a change that was just made is one that peers let through, as far as its bytes
+/// tell.
+pub(super) fn check_made(origin: &[u8], bytes: &[u8]) -> Result<(), DocumentError> {
+    let passed = within("bytes of a change", bytes.len(), MAX_CHANGE_BYTES)
+        .and_then(|()| check_headers(PeerChange { origin, bytes }));
+    passed.map_err(|kind| DocumentError::NotPassed { problem: kind.to_string() })
 }
 
 impl Document {

@@ -5,7 +5,7 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, propte
 use sha2::{Digest, Sha256};
 
 use super::{actor, any_root, json, paths, plain, pointer, receive, showing, text};
-use crate::document::{Document, GateErrorKind, PatchOp, Paths, PeerChange};
+use crate::document::{Document, DocumentError, GateErrorKind, MAX_HEADS, PatchOp, Paths, PeerChange};
 use crate::json::Json;
 
 /// Makes the checksum fit again: SHA-256 over the chunk without magic and checksum.
@@ -401,6 +401,34 @@ fn quietly(run: impl FnOnce() + std::panic::UnwindSafe) {
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+#[test]
+fn what_peers_would_refuse_is_refused_where_it_is_made() {
+    // One head more than a change may name.
+    let mut document = Document::empty(&actor(b'a'));
+    let origins: Vec<Vec<u8>> =
+        (0..=MAX_HEADS).map(|n| [&actor(b'b')[..], &n.to_be_bytes()].concat()).collect();
+    let changes: Vec<Vec<u8>> = origins
+        .iter()
+        .map(|origin| {
+            Document::empty(origin).replace(&json(r#"{"k":1}"#), None, &plain(), 0).unwrap().unwrap()
+        })
+        .collect();
+    let batch: Vec<PeerChange<'_>> =
+        origins.iter().zip(&changes).map(|(origin, bytes)| PeerChange { origin, bytes }).collect();
+    document.apply(&batch[1..]).unwrap();
+    let mut fits = document.clone();
+    assert!(fits.replace(&json(r#"{"k":2}"#), None, &plain(), 0).is_ok());
+    document.apply(&batch[..1]).unwrap();
+    let error = document.replace(&json(r#"{"k":2}"#), None, &plain(), 0).unwrap_err();
+    assert!(matches!(error, DocumentError::NotPassed { .. }) && error.spoils(), "{error}");
+    // And a peer refuses it as well.
+    let made = document.automerge.get_change_by_hash_bytes(&document.automerge.get_heads()[0]);
+    let mut peer = Document::empty(&actor(b'z'));
+    peer.apply(&batch).unwrap();
+    let error = peer.apply(&[PeerChange { origin: &actor(b'a'), bytes: &made }]).unwrap_err();
+    assert!(matches!(error.kind, GateErrorKind::TooLarge { what: "dependencies", .. }), "{error}");
 }
 
 proptest! {
