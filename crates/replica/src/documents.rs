@@ -1,7 +1,8 @@
 //! The documents' histories: a cache bounded in bytes in front of their pieces in the store.
 //!
-//! A history is stored as a saved document (part 0) and the changes since (parts 1, 2, ...). A small document is saved
-//! anew with each write; a long one gets a piece per write and is saved again when the pieces have grown to its size.
+//! A history is stored as a saved document (part 0) and the changes since, in order, several in one part (parts 1, 2,
+//! ...). The last part is written again with each write until it is full; when the parts have grown to the size of the
+//! saved document, it is saved again.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,11 @@ use tropism_crdt::document::{Document, DocumentError, GateError, PeerChange};
 use tropism_placement::ShardId;
 use tropism_storage::{EditKey, Space, Store, StoreError};
 
-/// Saved documents up to this many bytes are written whole with each write: one row of the store costs as much.
-const SAVE_WHOLE_BYTES: usize = 4 * 1024;
+/// Changes behind a small saved document, in bytes, before it is saved again: some nine edits. Fewer saves cost writes
+/// less, and loading the document more.
+const MIN_PARTS_BYTES: usize = 1024;
+/// Changes in one part, in bytes: what each write writes again, against rows to write once and remove once.
+const PART_BYTES: usize = 512;
 
 /// A document in memory, and what the store holds of it.
 #[derive(Debug)]
@@ -20,9 +24,10 @@ pub(crate) struct Loaded {
     life: u64,
     /// Size of part 0.
     saved_bytes: usize,
-    /// Parts behind it.
+    /// Parts behind it, and the content of the last.
     parts: u64,
     parts_bytes: usize,
+    last_part: Vec<u8>,
     /// As counted in the cache.
     cost: usize,
     used: u64,
@@ -92,7 +97,7 @@ impl Documents {
     fn load(&self, store: &Store, shard: ShardId, key: &str, life: u64) -> Result<Loaded, LoadError> {
         let mut document = None;
         let (mut saved_bytes, mut parts, mut parts_bytes) = (0, 0, 0);
-        let mut tail = Vec::new();
+        let mut changes = Vec::new();
         for (of, part, piece) in store.edits(shard, key)? {
             if of != life || part >= EditKey::PARKED {
                 continue;
@@ -103,13 +108,14 @@ impl Documents {
             } else {
                 parts = part;
                 parts_bytes += piece.len();
-                tail.push(piece);
+                changes.push(piece);
             }
         }
         let mut document = document.unwrap_or_else(|| Document::empty(&self.actor));
-        document.restore(&tail).map_err(LoadError::Document)?;
+        document.restore(&changes).map_err(LoadError::Document)?;
         let cost = document.estimated_bytes();
-        Ok(Loaded { document, life, saved_bytes, parts, parts_bytes, cost, used: 0 })
+        let last_part = changes.last().map_or_else(Vec::new, |last| last.to_vec());
+        Ok(Loaded { document, life, saved_bytes, parts, parts_bytes, last_part, cost, used: 0 })
     }
 
     /// Applies peers' changes up to the first that does not pass: the document then, how many, and why not the next.
@@ -154,19 +160,26 @@ impl Documents {
         let Some(loaded) = loaded else { return };
         let life = loaded.life;
         let grown: usize = changes.iter().map(|change| change.len()).sum();
-        if loaded.saved_bytes <= SAVE_WHOLE_BYTES || loaded.parts_bytes + grown > loaded.saved_bytes {
+        let full = loaded.parts_bytes + grown > loaded.saved_bytes.max(MIN_PARTS_BYTES);
+        if full {
             let saved = loaded.document.save();
             store.put_edit(&EditKey { shard, key, life, part: 0 }, &saved);
             for part in 1..=loaded.parts {
                 store.remove(Space::Edits, EditKey { shard, key, life, part }.encode());
             }
             (loaded.saved_bytes, loaded.parts, loaded.parts_bytes) = (saved.len(), 0, 0);
+            loaded.last_part.clear();
         } else {
             for change in changes {
-                loaded.parts += 1;
-                loaded.parts_bytes += change.len();
-                store.put_edit(&EditKey { shard, key, life, part: loaded.parts }, change);
+                if loaded.parts == 0 || loaded.last_part.len() + change.len() > PART_BYTES {
+                    loaded.parts += 1;
+                    loaded.last_part.clear();
+                }
+                loaded.last_part.extend_from_slice(change);
+                let part = loaded.parts;
+                store.put_edit(&EditKey { shard, key, life, part }, &loaded.last_part);
             }
+            loaded.parts_bytes += grown;
         }
         let cost = loaded.document.estimated_bytes();
         self.bytes = self.bytes + cost - loaded.cost;
