@@ -301,10 +301,13 @@ impl Replica {
         }
         let life = row.cell.life;
         let raw: Vec<&[u8]> = edits.iter().map(|change| raw_edit(change)).collect();
-        let mut applied = 0;
         if row.parked.is_none() {
-            let loaded = match self.documents.get(store, id, key, life) {
-                Ok(loaded) => loaded,
+            let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
+            let batch: Vec<PeerChange<'_>> =
+                raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
+            let outcome = self.documents.apply(store, (id, key, life), &batch);
+            let (document, applied, refused) = match outcome {
+                Ok(outcome) => outcome,
                 Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
                 Err(error) => {
                     let reason = error.to_string();
@@ -313,28 +316,12 @@ impl Replica {
                     return Ok(());
                 }
             };
-            let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
-            let batch: Vec<PeerChange<'_>> =
-                raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
-            let refused = match loaded.document.apply(&batch) {
-                Ok(_) => {
-                    applied = batch.len();
-                    None
-                }
-                // One of the batch is at fault: those before it stand.
-                Err(_) => batch.iter().find_map(|change| match loaded.document.apply(&[*change]) {
-                    Ok(_) => {
-                        applied += 1;
-                        None
-                    }
-                    Err(error) => Some(error.to_string()),
-                }),
-            };
-            let heads = loaded.document.heads().hashes().to_vec();
-            row.cell.content = Content::Document { heads, json: loaded.document.to_canonical_json().into() };
+            let heads = document.heads().hashes().to_vec();
+            row.cell.content = Content::Document { heads, json: document.to_canonical_json().into() };
             self.documents.save(store, id, key, &raw[..applied]);
             self.note_history(id, key);
             if let Some(reason) = refused {
+                let reason = reason.to_string();
                 self.event(Event::Parked { reason: reason.clone() });
                 park(store, id, key, row, &raw[applied..], reason);
             }

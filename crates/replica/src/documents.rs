@@ -1,20 +1,24 @@
 //! The documents' histories: a cache bounded in bytes in front of their pieces in the store.
 //!
-//! A history is stored as a saved document (part 0) and the changes since (parts 1, 2, ...). A small document is saved
-//! anew with each write; a long one gets a piece per write and is saved again when the pieces have grown to its size.
+//! A history is stored as a saved document (part 0) and the changes since, in order, several in one part (parts 1, 2,
+//! ...). The last part is written again with each write until it is full; when the parts have grown to the size of the
+//! saved document, it is saved again.
 
 use std::collections::BTreeMap;
 
 use thiserror::Error;
 use tropism_crdt::Origin;
-use tropism_crdt::document::{Document, DocumentError};
+use tropism_crdt::document::{Document, DocumentError, GateError, PeerChange};
 use tropism_placement::{Policy, ScopeName, ShardId};
 use tropism_storage::{EditKey, Space, Store, StoreError};
 
 use crate::limits::{LONG_HISTORY_PERCENT, NAMED_IN_STATUS};
 
-/// Saved documents up to this many bytes are written whole with each write: one row of the store costs as much.
-const SAVE_WHOLE_BYTES: usize = 4 * 1024;
+/// Changes behind a small saved document, in bytes, before it is saved again: some nine edits. Fewer saves cost writes
+/// less, and loading the document more.
+const MIN_PARTS_BYTES: usize = 1024;
+/// Changes in one part, in bytes: what each write writes again, against rows to write once and remove once.
+const PART_BYTES: usize = 512;
 
 /// A document in memory, and what the store holds of it.
 #[derive(Debug)]
@@ -23,9 +27,10 @@ pub(crate) struct Loaded {
     life: u64,
     /// Size of part 0.
     saved_bytes: usize,
-    /// Parts behind it.
+    /// Parts behind it, and the content of the last.
     parts: u64,
     parts_bytes: usize,
+    last_part: Vec<u8>,
     /// As counted in the cache.
     cost: usize,
     used: u64,
@@ -34,7 +39,9 @@ pub(crate) struct Loaded {
 /// The cache. What was written in the open batch stays in it until the batch is committed.
 #[derive(Debug)]
 pub(crate) struct Documents {
-    loaded: BTreeMap<(ShardId, String), Loaded>,
+    /// Boxed: a document without its history is 4 KB, and the maps move their values about.
+    shards: BTreeMap<ShardId, BTreeMap<String, Box<Loaded>>>,
+    count: usize,
     actor: Vec<u8>,
     bytes: usize,
     limit: usize,
@@ -76,7 +83,8 @@ pub(crate) enum LoadError {
 impl Documents {
     pub(crate) fn new(origin: Origin, limit: usize) -> Self {
         Self {
-            loaded: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            count: 0,
             actor: origin.to_bytes(),
             bytes: 0,
             limit,
@@ -88,7 +96,7 @@ impl Documents {
 
     /// Number of documents and bytes.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.loaded.len(), self.bytes)
+        (self.count, self.bytes)
     }
 
     /// The document of a life of a key: from memory, from the store, or empty.
@@ -100,24 +108,28 @@ impl Documents {
         life: u64,
     ) -> Result<&mut Loaded, LoadError> {
         self.uses += 1;
-        let name = (shard, key.to_owned());
-        if self.loaded.get(&name).is_none_or(|loaded| loaded.life != life) {
+        if self.loaded(shard, key).is_none_or(|loaded| loaded.life != life) {
             self.misses += 1;
             let loaded = self.load(store, shard, key, life)?;
+            self.forget(shard, key);
             self.bytes += loaded.cost;
-            if let Some(old) = self.loaded.insert(name.clone(), loaded) {
-                self.bytes -= old.cost;
-            }
+            self.count += 1;
+            self.shards.entry(shard).or_default().insert(key.to_owned(), Box::new(loaded));
         }
-        let Some(loaded) = self.loaded.get_mut(&name) else { unreachable!("inserted above") };
-        loaded.used = self.uses;
+        let uses = self.uses;
+        let Some(loaded) = self.loaded(shard, key) else { unreachable!("inserted above") };
+        loaded.used = uses;
         Ok(loaded)
+    }
+
+    fn loaded(&mut self, shard: ShardId, key: &str) -> Option<&mut Loaded> {
+        Some(self.shards.get_mut(&shard)?.get_mut(key)?)
     }
 
     fn load(&self, store: &Store, shard: ShardId, key: &str, life: u64) -> Result<Loaded, LoadError> {
         let mut document = None;
         let (mut saved_bytes, mut parts, mut parts_bytes) = (0, 0, 0);
-        let mut tail = Vec::new();
+        let mut changes = Vec::new();
         for (part, piece) in store.edits(shard, key, life)? {
             if part >= EditKey::PARKED {
                 continue;
@@ -128,33 +140,78 @@ impl Documents {
             } else {
                 parts = part;
                 parts_bytes += piece.len();
-                tail.push(piece);
+                changes.push(piece);
             }
         }
         let mut document = document.unwrap_or_else(|| Document::empty(&self.actor));
-        document.restore(&tail).map_err(LoadError::Document)?;
+        document.restore(&changes).map_err(LoadError::Document)?;
         let cost = document.estimated_bytes();
-        Ok(Loaded { document, life, saved_bytes, parts, parts_bytes, cost, used: 0 })
+        let last_part = changes.last().map_or_else(Vec::new, |last| last.to_vec());
+        Ok(Loaded { document, life, saved_bytes, parts, parts_bytes, last_part, cost, used: 0 })
+    }
+
+    /// Applies peers' changes up to the first that does not pass: the document then, how many, and why not the next.
+    pub(crate) fn apply(
+        &mut self,
+        store: &Store,
+        (shard, key, life): (ShardId, &str, u64),
+        changes: &[PeerChange<'_>],
+    ) -> Result<(&Document, usize, Option<GateError>), LoadError> {
+        let (mut good, mut refused) = (changes.len(), None);
+        while let Err(error) = self.get(store, shard, key, life)?.document.apply(&changes[..good]) {
+            if error.spoiled {
+                self.forget(shard, key); // the store has it as it was
+            }
+            let mut first = error.change;
+            if first.is_none() && good > 1 {
+                // Which one is at fault shows when each goes alone.
+                for (at, change) in changes[..good].iter().enumerate() {
+                    let outcome = self.get(store, shard, key, life)?.document.apply(&[*change]);
+                    if let Err(error) = outcome {
+                        if error.spoiled {
+                            self.forget(shard, key);
+                        }
+                        first = Some(at);
+                        refused = Some(error);
+                        break;
+                    }
+                }
+            } else {
+                refused = Some(error);
+            }
+            // What was refused together and passes one by one stands.
+            let Some(first) = first.or((good == 1).then_some(0)) else { break };
+            good = first;
+        }
+        Ok((&self.get(store, shard, key, life)?.document, good, refused))
     }
 
     /// Stores what a document became by the raw changes given.
     pub(crate) fn save(&mut self, store: &mut Store, shard: ShardId, key: &str, changes: &[&[u8]]) {
-        let Some(loaded) = self.loaded.get_mut(&(shard, key.to_owned())) else { return };
+        let loaded = self.shards.get_mut(&shard).and_then(|documents| documents.get_mut(key));
+        let Some(loaded) = loaded else { return };
         let life = loaded.life;
         let grown: usize = changes.iter().map(|change| change.len()).sum();
-        if loaded.saved_bytes <= SAVE_WHOLE_BYTES || loaded.parts_bytes + grown > loaded.saved_bytes {
+        let full = loaded.parts_bytes + grown > loaded.saved_bytes.max(MIN_PARTS_BYTES);
+        if full {
             let saved = loaded.document.save();
             store.put_edit(&EditKey { shard, key, life, part: 0 }, &saved);
             for part in 1..=loaded.parts {
                 store.remove(Space::Edits, EditKey { shard, key, life, part }.encode());
             }
             (loaded.saved_bytes, loaded.parts, loaded.parts_bytes) = (saved.len(), 0, 0);
+            loaded.last_part.clear();
         } else {
             for change in changes {
-                loaded.parts += 1;
-                loaded.parts_bytes += change.len();
-                store.put_edit(&EditKey { shard, key, life, part: loaded.parts }, change);
+                if loaded.parts == 0 || loaded.last_part.len() + change.len() > PART_BYTES {
+                    loaded.parts += 1;
+                    loaded.last_part.clear();
+                }
+                loaded.last_part.extend_from_slice(change);
+                let part = loaded.parts;
+                store.put_edit(&EditKey { shard, key, life, part }, &loaded.last_part);
             }
+            loaded.parts_bytes += grown;
         }
         let cost = loaded.document.estimated_bytes();
         self.bytes = self.bytes + cost - loaded.cost;
@@ -168,8 +225,7 @@ impl Documents {
 
     /// Remembers a document in memory if its history is long, in place of one that is less so when there are many.
     pub(crate) fn note_history(&mut self, shard: ShardId, key: &str, scope: &ScopeName, policy: &Policy) {
-        let name = (shard, key.to_owned());
-        let Some(Loaded { document, .. }) = self.loaded.get(&name) else { return };
+        let Some(Loaded { document, .. }) = self.loaded(shard, key) else { return };
         let history = LongHistory {
             scope: scope.clone(),
             key: key.to_owned(),
@@ -179,7 +235,7 @@ impl Documents {
         if history.percent() < LONG_HISTORY_PERCENT {
             return;
         }
-        self.long.insert(name, history);
+        self.long.insert((shard, key.to_owned()), history);
         if self.long.len() > NAMED_IN_STATUS
             && let Some(least) = self.long.iter().min_by_key(|(_, history)| history.percent())
         {
@@ -197,8 +253,13 @@ impl Documents {
 
     /// Forgets a document whose state in memory may not be what the store says.
     pub(crate) fn forget(&mut self, shard: ShardId, key: &str) {
-        if let Some(old) = self.loaded.remove(&(shard, key.to_owned())) {
+        let Some(documents) = self.shards.get_mut(&shard) else { return };
+        if let Some(old) = documents.remove(key) {
             self.bytes -= old.cost;
+            self.count -= 1;
+        }
+        if documents.is_empty() {
+            self.shards.remove(&shard);
         }
     }
 
@@ -210,7 +271,7 @@ impl Documents {
         key: &str,
         below: u64,
     ) -> Result<(), StoreError> {
-        if self.loaded.get(&(shard, key.to_owned())).is_some_and(|loaded| loaded.life < below) {
+        if self.loaded(shard, key).is_some_and(|loaded| loaded.life < below) {
             self.forget(shard, key);
         }
         self.long.remove(&(shard, key.to_owned()));
@@ -227,14 +288,21 @@ impl Documents {
         if self.bytes <= self.limit {
             return;
         }
-        let mut uses: Vec<u64> = self.loaded.values().map(|loaded| loaded.used).collect();
+        let mut uses: Vec<u64> =
+            self.shards.values().flat_map(|shard| shard.values().map(|loaded| loaded.used)).collect();
         let middle = uses.len() / 2;
         let median = *uses.select_nth_unstable(middle).1;
-        let bytes = &mut self.bytes;
-        self.loaded.retain(|_, loaded| {
-            let keep = loaded.used > median;
-            *bytes -= if keep { 0 } else { loaded.cost };
-            keep
+        let (bytes, count) = (&mut self.bytes, &mut self.count);
+        self.shards.retain(|_, documents| {
+            documents.retain(|_, loaded| {
+                let keep = loaded.used > median;
+                if !keep {
+                    *bytes -= loaded.cost;
+                    *count -= 1;
+                }
+                keep
+            });
+            !documents.is_empty()
         });
     }
 }

@@ -5,7 +5,7 @@ use thiserror::Error;
 use tropism_crdt::cell::{Cell, Content, Counter};
 use tropism_crdt::clock::ClockError;
 use tropism_crdt::codec::Reader;
-use tropism_crdt::document::{DocumentError, Heads, MAX_HEADS, PatchError, PatchErrorKind, PatchOp};
+use tropism_crdt::document::{DocumentError, Heads, MAX_HEADS, PatchError, PatchErrorKind, PatchOp, Paths};
 use tropism_crdt::json::{Json, Pointer};
 use tropism_crdt::{Body, Change, ExpiryChange, Origin, RequestId, Stamp, TraceContext};
 use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, ScopeName, ShardId};
@@ -207,6 +207,17 @@ pub enum WriteError {
         /// Which did.
         regions: Vec<RegionName>,
     },
+}
+
+impl WriteError {
+    /// Whether the document in memory is to be forgotten, because it may not be what the store says any more.
+    fn spoils_document(&self) -> bool {
+        match self {
+            Self::Document(error) => error.spoils(),
+            Self::Patch(error) => matches!(&error.kind, PatchErrorKind::Document(error) if error.spoils()),
+            _ => false,
+        }
+    }
 }
 
 impl From<DocumentError> for WriteError {
@@ -574,7 +585,8 @@ impl Replica {
                 Ok(base) => base,
                 Err(error) => return Ok(Err(error)),
             };
-        let paths = self.paths.get(record.rule.as_ref()).cloned().unwrap_or_default();
+        let none = Paths::default();
+        let paths = self.paths.get(record.rule.as_ref()).unwrap_or(&none);
         let document = match self.documents.get(store, id, &write.key, life) {
             Ok(loaded) => &mut loaded.document,
             Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
@@ -596,24 +608,32 @@ impl Replica {
                 // What is left of an expired life is removed first.
                 let empty = PatchOp::Set { path: Pointer::root(), value: Json::Object(Default::default()) };
                 let all: Vec<PatchOp> = std::iter::once(empty).chain(operations.iter().cloned()).collect();
-                document.patch(&all, base.as_ref(), &paths, seconds).map_err(|mut error| {
+                document.patch(&all, base.as_ref(), paths, seconds).map_err(|mut error| {
                     error.op_index = error.op_index.and_then(|index| index.checked_sub(1));
                     WriteError::from(error)
                 })
             }
             WriteOp::Patch { operations, .. } => {
-                document.patch(operations, base.as_ref(), &paths, seconds).map_err(WriteError::from)
+                document.patch(operations, base.as_ref(), paths, seconds).map_err(WriteError::from)
             }
             WriteOp::PutDocument { value, .. } => {
-                document.replace(value, base.as_ref(), &paths, seconds).map_err(WriteError::from)
+                document.replace(value, base.as_ref(), paths, seconds).map_err(WriteError::from)
             }
             _ => Ok(None),
         };
-        Ok(outcome.map(|change| {
-            let heads = document.heads().hashes().to_vec();
-            let content = Content::Document { heads, json: document.to_canonical_json().into() };
-            (change.unwrap_or_default().into(), content)
-        }))
+        match outcome {
+            Ok(change) => {
+                let heads = document.heads().hashes().to_vec();
+                let content = Content::Document { heads, json: document.to_canonical_json().into() };
+                Ok(Ok((change.unwrap_or_default().into(), content)))
+            }
+            Err(error) => {
+                if error.spoils_document() {
+                    self.documents.forget(id, &write.key); // the store has it as it was
+                }
+                Ok(Err(error))
+            }
+        }
     }
 
     /// Numbers a change of our own and says what it depends on.

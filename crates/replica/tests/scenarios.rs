@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 use tropism_crdt::cell::Content;
-use tropism_crdt::document::PatchOp;
+use tropism_crdt::document::{Document, DocumentError, MAX_HEADS, PatchOp, Paths};
 use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
-use tropism_crdt::{Body, Change, ExpiryChange, NodeId};
+use tropism_crdt::{Body, Change, ExpiryChange, NodeId, Origin};
 use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
     Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Status, Write,
@@ -775,4 +775,60 @@ fn a_round_of_the_sweep_counts_what_is_written_behind_it_and_before_it() {
     pair.wait_ms(3_000);
     assert_eq!((pair.status(0).counted, pair.status(0).expired_keys, pair.keys(0)), (true, 5, tallied));
     assert!(!pair.events(0).iter().any(|event| matches!(event, Event::Recounted { .. })));
+}
+
+#[test]
+fn a_write_that_peers_would_refuse_has_no_effect() {
+    let mut pair = Pair::linked();
+    pair.write(1, write("docs", "other", document("{}"))).unwrap();
+    pair.settle();
+    // More origins than a change may name wrote the key apart from each other.
+    let template = pair.value(1, "docs", "other");
+    let (stamp, author) = template.cell.written.unwrap();
+    let mut changes = Vec::new();
+    for random in 100..=100 + MAX_HEADS as u64 {
+        let origin = Origin { random, ..author };
+        let value = parse(b"{\"k\":1}", &JsonLimits::default()).unwrap();
+        let raw = Document::empty(&origin.to_bytes()).replace(&value, None, &Paths::default(), 0).unwrap();
+        changes.push(
+            Change {
+                scope: "docs".into(),
+                scope_incarnation: 0,
+                shard_index: 0,
+                origin,
+                seq: 1,
+                deps: Vec::new(),
+                stamp,
+                key: "wide".into(),
+                life: 0,
+                generation: 0,
+                epoch: 1,
+                request_id: None,
+                trace: None,
+                expiry: ExpiryChange::Keep,
+                body: Body::Document { change: raw.unwrap().into() },
+            }
+            .encode(),
+        );
+    }
+    let frame = Frame { round: 0, number: 99, body: FrameBody::Changes(changes) };
+    pair.turn(0, Input::Frame { from: id(1), frame });
+    assert_eq!(pair.json(0, "wide"), r#"{"k":1}"#);
+    let before = (
+        pair.value(0, "docs", "wide"),
+        pair.nodes[0].store.edits(shard("docs"), "wide", 0).unwrap(),
+        pair.nodes[0].store.head(),
+    );
+    // The second try meets the document of the store, not the one that the first left in memory.
+    for _ in 0..2 {
+        let refused = pair.write(0, write("docs", "wide", document(r#"{"k":2}"#)));
+        assert!(matches!(refused, Err(WriteError::Document(DocumentError::NotPassed { .. }))), "{refused:?}");
+    }
+    let after = (
+        pair.value(0, "docs", "wide"),
+        pair.nodes[0].store.edits(shard("docs"), "wide", 0).unwrap(),
+        pair.nodes[0].store.head(),
+    );
+    assert_eq!(after, before);
+    pair.write(0, write("docs", "other", document(r#"{"k":2}"#))).unwrap();
 }

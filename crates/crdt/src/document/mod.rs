@@ -33,6 +33,7 @@ pub use gate::{Applied, GateError, GateErrorKind, PeerChange};
 pub use patch::{MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, from_json_patch, from_merge_patch};
 
 use diff::Writer;
+use gate::check_made;
 use show::{Shape, View};
 
 /// Most automerge operations in one change, one for each value, key and character of text written or removed: some
@@ -147,7 +148,7 @@ pub struct Paths {
     pub counters: Vec<PathPattern>,
 }
 
-/// Why a document does not take a write or cannot be read. Nothing was changed.
+/// Why a document does not take a write or cannot be read. Nothing was changed, unless [`Self::spoils`] says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DocumentError {
     /// The value cannot be a document.
@@ -201,12 +202,26 @@ pub enum DocumentError {
         /// What automerge says.
         problem: String,
     },
-    /// Automerge refused what this module asked of it: a defect here.
+    /// Automerge refused what this module asked of it: a defect here. The document must be forgotten and loaded again.
     #[error("internal: automerge refused an edit: {problem}")]
     Refused {
         /// What automerge says.
         problem: String,
     },
+    /// The change that was made is one that peers would refuse: a defect here, or a document that hostile changes brought
+    /// to its limits. The document must be forgotten and loaded again.
+    #[error("internal: the change does not pass the gate: {problem}")]
+    NotPassed {
+        /// What the gate says.
+        problem: String,
+    },
+}
+
+impl DocumentError {
+    /// Whether the document in memory may be another one now: it must be forgotten and loaded again.
+    pub fn spoils(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Refused { .. } | Self::NotPassed { .. })
+    }
 }
 
 impl From<AutomergeError> for DocumentError {
@@ -389,7 +404,7 @@ impl Document {
             };
             let (hash, _) = transaction.commit_with(options);
             (self.shown, self.bound) = (shown, Some(bound));
-            return Ok(hash.map(|hash| self.made(hash)));
+            return Ok(hash.map(|hash| self.made(hash)).transpose()?);
         };
         if !self.has_seen(base) {
             return Err(DocumentError::UnknownBase.into());
@@ -414,17 +429,18 @@ impl Document {
         if made.is_none_or(|made| gate::branch_of(made.actor.to_bytes(), actor).is_none()) {
             return Err(DocumentError::TooManyBranches { limit: MAX_BRANCHES }.into());
         }
-        let bytes = branched.made(hash);
+        let bytes = branched.made(hash)?;
         *self = branched;
         Ok(Some(bytes))
     }
 
-    /// The bytes of the change just committed, counted.
-    fn made(&mut self, hash: ChangeHash) -> Vec<u8> {
+    /// The bytes of the change just committed, counted. They must be those that peers let through.
+    fn made(&mut self, hash: ChangeHash) -> Result<Vec<u8>, DocumentError> {
         let change = self.automerge.get_change_by_hash(&hash);
         let bytes = change.map_or_else(Vec::new, |change| change.raw_bytes().to_vec());
+        check_made(self.automerge.get_actor().to_bytes(), &bytes)?;
         self.history_bytes += bytes.len();
-        bytes
+        Ok(bytes)
     }
 }
 

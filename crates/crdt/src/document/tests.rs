@@ -330,6 +330,36 @@ fn a_damaged_document_does_not_load_and_does_not_panic() {
 }
 
 #[test]
+fn changes_stored_one_behind_the_other_are_restored() {
+    let (mut document, first) = showing(b'a', r#"{"n":0,"t":"x"}"#, &plain());
+    let saved = document.save();
+    let mut changes = vec![first];
+    for n in 1..6 {
+        let value = json(&format!(r#"{{"n":{n},"t":"{n}"}}"#));
+        changes.push(document.replace(&value, None, &plain(), n).unwrap().unwrap());
+    }
+    let pieces = [changes[1].clone(), changes[2..5].concat(), changes[5].clone()];
+    let mut restored = Document::load(&saved, &actor(b'a')).unwrap();
+    restored.restore(&pieces).unwrap();
+    assert_eq!((restored.heads(), text(&restored)), (document.heads(), text(&document)));
+    // Without anything saved, too.
+    let mut restored = Document::empty(&actor(b'a'));
+    restored.restore(&[changes.concat()]).unwrap();
+    assert_eq!((restored.heads(), text(&restored)), (document.heads(), text(&document)));
+    let whole = changes.concat();
+    let ends: Vec<usize> = changes
+        .iter()
+        .scan(0, |end, change| {
+            *end += change.len();
+            Some(*end)
+        })
+        .collect();
+    for end in (1..whole.len()).filter(|end| !ends.contains(end)) {
+        assert!(Document::empty(&actor(b'a')).restore(&[&whole[..end]]).is_err(), "cut at byte {end}");
+    }
+}
+
+#[test]
 fn memory_estimates_grow_with_the_history() {
     let (mut document, _) = showing(b'a', r#"{"n":0}"#, &plain());
     let before = document.estimated_bytes();

@@ -5,7 +5,7 @@ use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, propte
 use sha2::{Digest, Sha256};
 
 use super::{actor, any_root, json, paths, plain, pointer, receive, showing, text};
-use crate::document::{Document, GateErrorKind, PatchOp, Paths, PeerChange};
+use crate::document::{Document, DocumentError, GateErrorKind, MAX_HEADS, PatchOp, Paths, PeerChange};
 use crate::json::Json;
 
 /// Makes the checksum fit again: SHA-256 over the chunk without magic and checksum.
@@ -16,11 +16,18 @@ fn repair(bytes: &mut [u8]) {
     }
 }
 
-/// Applies what must be refused, and sees that nothing changed.
+/// Applies what must be refused, and sees that nothing changed. A spoiled document is loaded again.
 fn refuse(document: &mut Document, origin: &[u8], bytes: &[u8]) -> GateErrorKind {
-    let before = (document.save(), document.heads(), text(document));
+    let before = document.clone();
     let error = document.apply(&[PeerChange { origin, bytes }]).unwrap_err();
-    assert_eq!((document.save(), document.heads(), text(document)), before);
+    if error.spoiled {
+        *document = before;
+    } else {
+        assert_eq!(
+            (document.save(), document.heads(), text(document)),
+            (before.save(), before.heads(), text(&before))
+        );
+    }
     error.kind
 }
 
@@ -116,7 +123,7 @@ fn a_batch_is_applied_whole_or_not_at_all() {
     let batch = [&second, &third].map(|bytes| PeerChange { origin: &origin, bytes });
     let before = document.save();
     let error = document.apply(&batch).unwrap_err();
-    assert_eq!(error.change, Some(1));
+    assert_eq!((error.change, error.spoiled), (Some(1), false));
     assert_eq!(document.save(), before);
 }
 
@@ -241,8 +248,8 @@ fn two_changes_with_one_number_are_a_fork() {
     let mut fresh = Document::empty(&actor(b'a'));
     let origin = actor(b'b');
     let batch = [&first, &a, &b].map(|bytes| PeerChange { origin: &origin, bytes });
-    assert_eq!(fresh.apply(&batch).unwrap_err().kind, GateErrorKind::Fork { seq: 2 });
-    assert_eq!(fresh.history_changes(), 0);
+    let error = fresh.apply(&batch).unwrap_err();
+    assert_eq!((error.kind, error.spoiled), (GateErrorKind::Fork { seq: 2 }, true));
 }
 
 #[test]
@@ -337,10 +344,17 @@ impl ChangeBytes for automerge::Automerge {
 
 /// Applies bytes that may be anything: refused without a trace, or a document that still works.
 fn survive(document: &mut Document, bytes: &[u8]) -> bool {
-    let before = (document.save(), document.heads(), text(document));
+    let before = document.clone();
     match document.apply(&[PeerChange { origin: &actor(b'b'), bytes }]) {
+        Err(error) if error.spoiled => {
+            *document = before;
+            false
+        }
         Err(_) => {
-            assert_eq!((document.save(), document.heads(), text(document)), before);
+            assert_eq!(
+                (document.save(), document.heads(), text(document)),
+                (before.save(), before.heads(), text(&before))
+            );
             false
         }
         Ok(_) => {
@@ -387,6 +401,34 @@ fn quietly(run: impl FnOnce() + std::panic::UnwindSafe) {
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+#[test]
+fn what_peers_would_refuse_is_refused_where_it_is_made() {
+    // One head more than a change may name.
+    let mut document = Document::empty(&actor(b'a'));
+    let origins: Vec<Vec<u8>> =
+        (0..=MAX_HEADS).map(|n| [&actor(b'b')[..], &n.to_be_bytes()].concat()).collect();
+    let changes: Vec<Vec<u8>> = origins
+        .iter()
+        .map(|origin| {
+            Document::empty(origin).replace(&json(r#"{"k":1}"#), None, &plain(), 0).unwrap().unwrap()
+        })
+        .collect();
+    let batch: Vec<PeerChange<'_>> =
+        origins.iter().zip(&changes).map(|(origin, bytes)| PeerChange { origin, bytes }).collect();
+    document.apply(&batch[1..]).unwrap();
+    let mut fits = document.clone();
+    assert!(fits.replace(&json(r#"{"k":2}"#), None, &plain(), 0).is_ok());
+    document.apply(&batch[..1]).unwrap();
+    let error = document.replace(&json(r#"{"k":2}"#), None, &plain(), 0).unwrap_err();
+    assert!(matches!(error, DocumentError::NotPassed { .. }) && error.spoils(), "{error}");
+    // And a peer refuses it as well.
+    let made = document.automerge.get_change_by_hash_bytes(&document.automerge.get_heads()[0]);
+    let mut peer = Document::empty(&actor(b'z'));
+    peer.apply(&batch).unwrap();
+    let error = peer.apply(&[PeerChange { origin: &actor(b'a'), bytes: &made }]).unwrap_err();
+    assert!(matches!(error.kind, GateErrorKind::TooLarge { what: "dependencies", .. }), "{error}");
 }
 
 proptest! {
