@@ -1,8 +1,12 @@
 //! A whole node: store, driver, links, API, health and reflection, from its start to its clean stop.
+//!
+//! A stop goes through the [`Phase`]s: new calls are refused while those that run may end, links stay up so that they can;
+//! then connections are closed, threads end, and the replica leaves a clean store behind.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -26,12 +30,20 @@ use crate::lane;
 use crate::peer::{Links, PeerAddress};
 use crate::traffic::Traffic;
 
+#[cfg(test)]
+mod tests;
+
 /// Connections of clients at once; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 1_024;
 /// Calls at once on one connection, beyond which HTTP/2 makes the client wait.
 const STREAMS_PER_CONNECTION: u32 = 1_024;
 /// The witness is synced at least this often.
 const WITNESS_SYNC: Duration = Duration::from_secs(1);
+/// How often a node that stops looks whether calls still run.
+const IDLE_CHECK: Duration = Duration::from_millis(10);
+/// How long connections may take to carry away what was answered, when the last call has ended: a few round trips to
+/// the other end of the world.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
 /// Bytes of metadata a call may bring: what the API refuses in words is below it.
 const HEADER_BYTES: u32 = 16 * 1024;
 
@@ -61,6 +73,24 @@ pub enum ServeError {
     /// The node found that it must not go on.
     #[error(transparent)]
     Failed(#[from] Failure),
+}
+
+/// How far a node is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Not at all.
+    Serving,
+    /// Calls that run may end; health says that the node does not serve.
+    Draining,
+    /// Connections are told to close, and close when what was answered has left.
+    Closing,
+    /// Threads end.
+    Over,
+}
+
+/// Waits for a phase, or one behind it.
+async fn reached(mut phases: watch::Receiver<Phase>, phase: Phase) {
+    phases.wait_for(|now| *now >= phase).await.ok(); // without a sender everything is over
 }
 
 /// Serves until `stop` is told, or until the node must not go on. Blocks the calling thread.
@@ -115,10 +145,12 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         traffic.clone(),
         regions.rules().hash(),
     );
-    let peer_thread = LinkThread { links, address: config.listen.peer };
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let peer_thread = LinkThread { links, address: config.listen.peer, phases: phases.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut threads = Vec::new();
     let outcome = runtime.block_on(async {
-        peer_thread.start().await?;
+        threads.push(peer_thread.start()?);
         let api = Api::new(ApiConfig {
             handle: handle.clone(),
             rules: Arc::new(regions.rules().clone()),
@@ -136,80 +168,142 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
             watches: config.limits.watches,
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
         });
-        serve(api, config.listen.client, handle.failed(), stop).await
+        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut clients = Clients { api, phase: &phase, phases, lanes: Vec::new(), permits };
+        let outcome = clients.serve(config.listen.client, handle.failed(), stop, &mut threads).await;
+        match outcome {
+            Ok(listener) => {
+                clients.drain(&listener, config.limits.stop_time).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     });
-    // Links and calls end with their runtimes; the replica's thread leaves a clean store behind.
-    runtime.shutdown_timeout(config.limits.stop_time);
+    phase.send_replace(Phase::Over);
+    for thread in threads {
+        if thread.join().is_err() {
+            warn!("a thread panicked");
+        }
+    }
+    runtime.shutdown_background();
     driver.stop();
     outcome
 }
 
-/// Listens for clients and hands their connections round the API's threads.
-async fn serve(
+/// The clients' side of a node.
+struct Clients<'a> {
     api: Api,
-    address: SocketAddr,
-    mut failed: watch::Receiver<Option<Failure>>,
-    mut stop: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-    // One runtime per two cores: the replica, the store and the links need the others.
-    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-    let mut lanes = Vec::with_capacity(threads);
-    for number in 0..threads {
-        lanes.push(api_thread(&api, number)?);
-    }
-    info!(%address, threads, "serving clients");
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut next = 0_usize;
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors, most likely
-                        continue;
-                    }
-                };
-                let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
-                next = next.wrapping_add(1);
-                let lane = &lanes[next % lanes.len()];
-                if let Ok(stream) = stream.into_std() {
-                    lane.send((stream, permit)).await.ok(); // ends only with the process
-                }
-            }
-            _ = failed.changed() => {
-                let failure = failed.borrow().clone();
-                if let Some(failure) = failure {
-                    return Err(failure.into());
-                }
-            }
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    phase: &'a watch::Sender<Phase>,
+    phases: watch::Receiver<Phase>,
+    /// The API's threads, to whom connections are given in turn.
+    lanes: Vec<Lane>,
+    permits: Arc<Semaphore>,
+}
+
+impl Clients<'_> {
+    /// Listens for clients and serves them until the node is to stop.
+    async fn serve(
+        &mut self,
+        address: SocketAddr,
+        mut failed: watch::Receiver<Option<Failure>>,
+        mut stop: watch::Receiver<bool>,
+        started: &mut Vec<JoinHandle<()>>,
+    ) -> Result<TcpListener, ServeError> {
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        // One runtime per two cores: the replica, the store and the links need the others.
+        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        for number in 0..threads {
+            let (lane, thread) = api_thread(&self.api, self.phases.clone(), number)?;
+            self.lanes.push(lane);
+            started.push(thread);
         }
+        info!(%address, threads, "serving clients");
+        tokio::select! {
+            never = self.accept(&listener) => match never {},
+            failed = failed.wait_for(Option::is_some) => {
+                match failed.ok().and_then(|failure| failure.clone()) {
+                    Some(failure) => Err(failure.into()),
+                    None => Ok(listener), // the replica's thread has ended without a failure: it was stopped
+                }
+            }
+            _ = stop.wait_for(|stop| *stop) => Ok(listener),
+        }
+    }
+
+    /// Hands connections round the API's threads.
+    async fn accept(&self, listener: &TcpListener) -> std::convert::Infallible {
+        let mut next = 0_usize;
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors, most likely
+                    continue;
+                }
+            };
+            let Ok(permit) = self.permits.clone().acquire_owned().await else { continue }; // never closed
+            next = next.wrapping_add(1);
+            let lane = &self.lanes[next % self.lanes.len()];
+            if let Ok(stream) = stream.into_std() {
+                lane.send((stream, permit)).await.ok(); // ends only with the process
+            }
+        }
+    }
+
+    /// Lets calls that run end, for so long at most, and then their answers leave.
+    async fn drain(&mut self, listener: &TcpListener, time: Duration) {
+        let until = tokio::time::Instant::now() + time;
+        info!(?time, "stopping: calls that run may end");
+        self.api.stop();
+        self.phase.send_replace(Phase::Draining);
+        let idle = async {
+            while !self.api.is_idle() {
+                tokio::time::sleep(IDLE_CHECK).await;
+            }
+        };
+        // Connections are still accepted: who asks hears that the node does not serve.
+        let whole = tokio::select! {
+            never = self.accept(listener) => match never {},
+            whole = tokio::time::timeout_at(until, idle) => whole.is_ok(),
+        };
+        if !whole {
+            warn!(
+                "stopping: calls still run and are cut off; what became of them is unknown to their clients"
+            );
+            return;
+        }
+        self.phase.send_replace(Phase::Closing);
+        self.lanes.clear();
+        // All connections have gone when all permits are back.
+        let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
+        let flushed = self.permits.acquire_many(all);
+        tokio::time::timeout(FLUSH_TIME, flushed).await.ok();
     }
 }
 
 type Lane = mpsc::Sender<(std::net::TcpStream, tokio::sync::OwnedSemaphorePermit)>;
 
 /// One thread with a runtime of its own that serves the connections it is given: half the CPU of a shared runtime.
-fn api_thread(api: &Api, number: usize) -> io::Result<Lane> {
+fn api_thread(
+    api: &Api,
+    phases: watch::Receiver<Phase>,
+    number: usize,
+) -> io::Result<(Lane, JoinHandle<()>)> {
     let (lane, connections) = mpsc::channel(16);
     let api = api.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name(format!("api-{number}")).spawn(move || {
+    let thread = std::thread::Builder::new().name(format!("api-{number}")).spawn(move || {
         runtime.block_on(async move {
             lane::enter();
             let (reporter, health) = tonic_health::server::health_reporter();
-            for service in [
-                "",
-                v1::state_service_server::SERVICE_NAME,
-                v1::scope_service_server::SERVICE_NAME,
-                v1::cluster_service_server::SERVICE_NAME,
-            ] {
-                reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
-            }
+            set_health(&reporter, tonic_health::ServingStatus::Serving).await;
+            let draining = reached(phases.clone(), Phase::Draining);
+            tokio::spawn(async move {
+                draining.await;
+                set_health(&reporter, tonic_health::ServingStatus::NotServing).await;
+            });
             let reflection = || {
                 tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -239,31 +333,47 @@ fn api_thread(api: &Api, number: usize) -> io::Result<Lane> {
                 .add_service(health)
                 .add_optional_service(reflection)
                 .add_optional_service(reflection_alpha)
-                .serve_with_incoming(incoming)
-                .await;
-            if let Err(error) = served {
-                warn!(%error, "an API thread ended");
+                .serve_with_incoming_shutdown(incoming, reached(phases.clone(), Phase::Closing));
+            tokio::select! {
+                served = served => if let Err(error) = served {
+                    warn!(%error, "an API thread ended");
+                },
+                () = reached(phases, Phase::Over) => {}
             }
         });
+        runtime.shutdown_background();
     })?;
-    Ok(lane)
+    Ok((lane, thread))
+}
+
+/// Tells who asks for the health of the node or of one of its services.
+async fn set_health(reporter: &tonic_health::server::HealthReporter, status: tonic_health::ServingStatus) {
+    for service in [
+        "",
+        v1::state_service_server::SERVICE_NAME,
+        v1::scope_service_server::SERVICE_NAME,
+        v1::cluster_service_server::SERVICE_NAME,
+    ] {
+        reporter.set_service_status(service, status).await;
+    }
 }
 
 /// The thread of the links, with a runtime of its own.
 struct LinkThread {
     links: Links,
     address: SocketAddr,
+    phases: watch::Receiver<Phase>,
 }
 
 impl LinkThread {
     /// Listens, then accepts and dials on its own thread.
-    async fn start(self) -> Result<(), ServeError> {
-        let Self { links, address } = self;
+    fn start(self) -> Result<JoinHandle<()>, ServeError> {
+        let Self { links, address, phases } = self;
         let listener =
             std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name("links".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("links".into()).spawn(move || {
             runtime.block_on(async move {
                 let listener = match TcpListener::from_std(listener) {
                     Ok(listener) => listener,
@@ -275,14 +385,17 @@ impl LinkThread {
                     .initial_stream_window_size(8 << 20)
                     .initial_connection_window_size(8 << 20)
                     .add_service(links.service())
-                    .serve_with_incoming(incoming)
-                    .await;
-                if let Err(error) = served {
-                    warn!(%error, "links are no longer accepted");
+                    .serve_with_incoming(incoming);
+                tokio::select! {
+                    served = served => if let Err(error) = served {
+                        warn!(%error, "links are no longer accepted");
+                    },
+                    () = reached(phases, Phase::Over) => {}
                 }
             });
+            runtime.shutdown_background();
         })?;
-        Ok(())
+        Ok(thread)
     }
 }
 

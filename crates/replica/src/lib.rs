@@ -44,6 +44,7 @@ mod reconcile;
 mod replica;
 mod shards;
 mod sweep;
+mod waiting;
 mod write;
 
 pub use census::Degraded;

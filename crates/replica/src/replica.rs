@@ -20,12 +20,12 @@ use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
 use crate::limits::{
     CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, VALUES_CACHE_SHARE,
-    WAITING_WRITES,
 };
 use crate::link::{Link, LinkStatus};
 use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
+use crate::waiting::{Waiting, WaitingWrites};
 use crate::write::{Write, WriteDone, WriteError};
 
 /// The time of one turn, given by the driver.
@@ -226,16 +226,6 @@ pub enum ReplicaError {
     Store(#[from] StoreError),
 }
 
-/// A write that waits for other regions' disks.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    pub(crate) ticket: Ticket,
-    pub(crate) done: WriteDone,
-    pub(crate) needed: usize,
-    pub(crate) regions: Vec<RegionName>,
-    pub(crate) deadline_us: u64,
-}
-
 /// One node's replication state. Reads no clock, opens no socket, draws no randomness; see the crate's contract.
 #[derive(Debug)]
 pub struct Replica {
@@ -251,7 +241,7 @@ pub struct Replica {
     pub(crate) documents: Documents,
     /// Text and counter paths by rule.
     pub(crate) paths: BTreeMap<String, Paths>,
-    pub(crate) waiting: BTreeMap<LogKey, Waiting>,
+    pub(crate) waiting: WaitingWrites,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) log_floor: u64,
     pub(crate) sweep: Sweep,
@@ -387,7 +377,7 @@ impl Replica {
             pending: Pending::default(),
             documents,
             paths,
-            waiting: BTreeMap::new(),
+            waiting: WaitingWrites::default(),
             outputs: VecDeque::new(),
             log_floor,
             sweep: Sweep::default(),
@@ -439,7 +429,7 @@ impl Replica {
     /// When to call again with [`Input::Tick`] if nothing else happens, in `mono_us`.
     pub fn next_deadline(&self, now: Now) -> u64 {
         let links = self.links.values().filter_map(Link::next_deadline).min();
-        let waiting = self.waiting.values().map(|w| w.deadline_us).min();
+        let waiting = self.waiting.next_deadline();
         // The reservation is renewed twice a second, also when nothing happens.
         let idle = now.mono_us + crate::limits::HEARTBEAT_US;
         links.into_iter().chain(waiting).chain(self.pending.next_want()).fold(idle, u64::min).max(now.mono_us)
@@ -627,38 +617,15 @@ impl Replica {
 
     /// A write that waits is acknowledged by a region's disk.
     pub(crate) fn acknowledged(&mut self, shard: ShardId, seq: u64, region: &RegionName) {
-        let (from, to) =
-            (LogKey { shard, origin: self.origin, seq: 0 }, LogKey { shard, origin: self.origin, seq });
-        let mut done = Vec::new();
-        for (key, waiting) in self.waiting.range_mut(from..=to) {
-            if !waiting.regions.contains(region) {
-                waiting.regions.push(region.clone());
-            }
-            if waiting.regions.len() >= waiting.needed {
-                done.push(*key);
-            }
+        for waiting in self.waiting.acknowledged(shard, self.origin, seq, region) {
+            self.outputs.push_back(Output::Reply { ticket: waiting.ticket, outcome: Ok(waiting.done) });
         }
-        for key in done {
-            if let Some(waiting) = self.waiting.remove(&key) {
-                self.outputs.push_back(Output::Reply { ticket: waiting.ticket, outcome: Ok(waiting.done) });
-            }
-        }
-    }
-
-    pub(crate) fn wait(&mut self, key: LogKey, waiting: Waiting) {
-        assert!(self.waiting.len() < WAITING_WRITES, "the bound is checked before the write has an effect");
-        self.waiting.insert(key, waiting);
     }
 
     fn give_up_waiting(&mut self, now: Now) {
-        while let Some((key, waiting)) =
-            self.waiting.iter().find(|(_, w)| w.deadline_us <= now.mono_us).map(|(k, w)| (*k, w))
-        {
-            let error =
-                WriteError::NotAcknowledged { needed: waiting.needed, regions: waiting.regions.clone() };
-            let ticket = waiting.ticket;
-            self.waiting.remove(&key);
-            self.outputs.push_back(Output::Reply { ticket, outcome: Err(error) });
+        while let Some(Waiting { ticket, needed, regions, .. }) = self.waiting.give_up(now.mono_us) {
+            let outcome = Err(WriteError::NotAcknowledged { needed, regions });
+            self.outputs.push_back(Output::Reply { ticket, outcome });
         }
     }
 

@@ -15,7 +15,8 @@ use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, Val
 use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::limits::WAITING_WRITES;
-use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, Waiting, log_key};
+use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, log_key};
+use crate::waiting::Waiting;
 
 /// One write of one key. Names, sizes and values are validated; scope, kind and state are not.
 #[derive(Debug, Clone, PartialEq)]
@@ -387,7 +388,7 @@ impl Replica {
             return Ok(Ok(Some(done)));
         }
         let regions = vec![self.identity.region.clone()];
-        self.wait(key, Waiting { ticket, done, needed, regions, deadline_us });
+        self.waiting.insert(key, Waiting { ticket, done, needed, regions, deadline_us });
         Ok(Ok(None))
     }
 

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ use tropism_wire::error::echo;
 use tropism_wire::from_proto;
 use tropism_wire::limits::{MAX_MESSAGE_BYTES, MAX_METADATA_BYTES};
 use tropism_wire::{Problem, Reason};
+
+use super::stopping;
 
 /// Calls that run at once; each may hold a message of 4 MiB, most hold a few hundred bytes. At 100 000 calls a second
 /// and 10 ms each, a quarter of this is in use.
@@ -92,16 +94,31 @@ fn time(headers: &HeaderMap) -> Result<Duration, Problem> {
 pub(super) struct Gate {
     calls: Arc<Semaphore>,
     shed: Arc<AtomicU64>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { calls: Arc::new(Semaphore::new(CONCURRENT_CALLS)), shed: Arc::default() }
+        Self {
+            calls: Arc::new(Semaphore::new(CONCURRENT_CALLS)),
+            shed: Arc::default(),
+            closed: Arc::default(),
+        }
     }
 
     /// Calls running now.
     pub(super) fn running(&self) -> usize {
         CONCURRENT_CALLS - self.calls.available_permits()
+    }
+
+    /// Lets nobody in any more, but for calls that are let in while the node stops.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the node stops.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Calls that were shed because too many ran.
@@ -142,11 +159,17 @@ impl Gate {
 pub(super) struct Admitted<S> {
     service: S,
     gate: Gate,
+    while_stopping: bool,
 }
 
 impl<S> Admitted<S> {
     pub(super) fn new(service: S, gate: Gate) -> Self {
-        Self { service, gate }
+        Self { service, gate, while_stopping: false }
+    }
+
+    /// The same, let in also while the node stops.
+    pub(super) fn while_stopping(self) -> Self {
+        Self { while_stopping: true, ..self }
     }
 }
 
@@ -170,6 +193,9 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        if self.gate.is_closed() && !self.while_stopping {
+            return Box::pin(ready(Ok(stopping().to_status().into_http())));
+        }
         let (time, permit) = match self.gate.admit(request.headers()) {
             Ok(admitted) => admitted,
             Err(problem) => return Box::pin(ready(Ok(problem.to_status().into_http()))),

@@ -224,6 +224,7 @@ impl Inner {
     fn node_status(&self, published: &Published) -> v1::NodeStatus {
         let status = &published.status;
         let state = match &status.clock {
+            _ if self.gate.is_closed() => v1::NodeState::Stopping,
             _ if status.fenced => v1::NodeState::Fenced,
             Err(_) => v1::NodeState::WaitingForClock,
             Ok(()) => v1::NodeState::Serving,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::warn;
 use tropism_crdt::{Change, NodeId, Origin};
 use tropism_placement::{RegionName, ShardId};
@@ -93,7 +93,7 @@ pub(super) struct Hub {
     most: usize,
     queue_bytes: usize,
     started: AtomicBool,
-    stopped: AtomicBool,
+    stopped: watch::Sender<bool>,
     queued: AtomicUsize,
     refused: AtomicU64,
     state: Mutex<State>,
@@ -170,7 +170,7 @@ impl Hub {
             most,
             queue_bytes,
             started: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
+            stopped: watch::Sender::new(false),
             queued: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             state: Mutex::default(),
@@ -316,8 +316,9 @@ impl Hub {
         queue.changed.notify_one();
     }
 
-    fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+    /// Ends all watches, those to come too.
+    pub(super) fn stop(&self) {
+        self.stopped.send_replace(true);
         let state = lock(&self.state);
         for queue in state.queues.values() {
             queue.changed.notify_one();
@@ -368,7 +369,7 @@ impl Subscription {
     }
 
     fn take(&self) -> Option<Next> {
-        if self.hub.stopped.load(Ordering::Relaxed) {
+        if self.is_stopped() {
             return Some(Next::Stopping);
         }
         let mut waiting = lock(&self.queue.waiting);
@@ -382,6 +383,17 @@ impl Subscription {
         waiting.bytes -= delivery.bytes;
         self.hub.queued.fetch_sub(delivery.bytes, Ordering::Relaxed);
         Some(Next::Delivery(delivery))
+    }
+
+    /// Whether the node stops.
+    pub(super) fn is_stopped(&self) -> bool {
+        *self.hub.stopped.borrow()
+    }
+
+    /// Waits until the node stops.
+    pub(super) async fn stopped(&self) {
+        // The sender lives as long as the hub, which this holds.
+        self.hub.stopped.subscribe().wait_for(|stopped| *stopped).await.ok();
     }
 
     /// Empties the queue and takes its marks away: the watch goes back to the log, in a state published after this.

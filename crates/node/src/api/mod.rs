@@ -173,7 +173,19 @@ impl Api {
         let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Routes::new(Admitted::new(state, self.gate.clone()))
             .add_service(Admitted::new(scope, self.gate.clone()))
-            .add_service(Admitted::new(cluster, self.gate.clone()))
+            .add_service(Admitted::new(cluster, self.gate.clone()).while_stopping())
+    }
+
+    /// The node stops: new calls are refused, but for those about the cluster, and watches end with their resume tokens.
+    pub fn stop(&self) {
+        self.gate.close();
+        self.hub.stop();
+    }
+
+    /// Whether no call runs, no scan and no watch.
+    pub fn is_idle(&self) -> bool {
+        let scans = CONCURRENT_SCANS - self.scans.available_permits();
+        (self.gate.running(), self.hub.watches().0, scans) == (0, 0, 0)
     }
 }
 

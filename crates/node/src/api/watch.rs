@@ -45,6 +45,8 @@ enum End {
     Gone,
     /// It does not read.
     Slow,
+    /// The node stops.
+    Stopping,
     /// The node cannot go on.
     Problem(Problem),
 }
@@ -75,8 +77,10 @@ struct Watch {
     subscription: Subscription,
     /// What was told.
     told: Token,
-    /// The same as bytes, as last sent.
+    /// The same as bytes: what goes with the next message.
     resume_token: Bytes,
+    /// What went with the last one, or what the client resumed from: where it can go on.
+    sent_token: Bytes,
     seal: Seal,
     /// When keys that were shown stop being visible, and the same by key.
     expiring: BTreeSet<(u64, String)>,
@@ -131,6 +135,7 @@ pub(super) async fn start(
         range,
         subscription,
         told: resumed,
+        sent_token: resume_token.clone(),
         resume_token,
         seal,
         expiring: BTreeSet::new(),
@@ -177,8 +182,10 @@ impl Watch {
                 let message = "the watch was not read fast enough; go on from the resume token";
                 let most = self.api.hub.queue_bytes() as u64;
                 Problem::resource_exhausted(Reason::SlowReader, "watch_buffer_bytes", most, message)
-                    .with_bytes(RESUME_TOKEN, &self.resume_token)
+                    .with_bytes(RESUME_TOKEN, &self.sent_token)
             }
+            End::Stopping if self.sent_token.is_empty() => stopping(), // nothing was told
+            End::Stopping => stopping().with_bytes(RESUME_TOKEN, &self.sent_token),
         };
         last.send(Err(problem.into()));
     }
@@ -297,7 +304,7 @@ impl Watch {
                     Next::Delivery(delivery) => self.deliver(delivery).await?,
                     Next::Full => return Err(End::Slow),
                     Next::Lost => return Ok(()),
-                    Next::Stopping => return Err(End::Problem(stopping())),
+                    Next::Stopping => return Err(End::Stopping),
                 },
                 () = sleep_until(wake) => {
                     if wake == idle {
@@ -360,8 +367,18 @@ impl Watch {
             resume_token: self.resume_token.clone(),
             staleness_ms: super::staleness_ms(&self.serving, &self.api.handle.published()),
         };
-        match timeout(STALLED, self.messages.send(Ok(message))).await {
-            Ok(Ok(())) => Ok(()),
+        if self.subscription.is_stopped() {
+            return Err(End::Stopping);
+        }
+        let sent = tokio::select! {
+            sent = timeout(STALLED, self.messages.send(Ok(message))) => sent,
+            () = self.subscription.stopped() => return Err(End::Stopping),
+        };
+        match sent {
+            Ok(Ok(())) => {
+                self.sent_token.clone_from(&self.resume_token);
+                Ok(())
+            }
             Ok(Err(_)) => Err(End::Gone),
             Err(_) => Err(End::Slow),
         }

@@ -267,3 +267,30 @@ async fn watches_are_bounded_and_one_that_ends_makes_room() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_watch_that_ends_with_the_node_names_the_last_message_that_was_sent() {
+    let world = World::over(Store::open(Box::new(MemoryEngine::new())).unwrap(), 64 << 20).await;
+    let mut stream = watch(&world, v1::WatchRequest::default()).await;
+    begun(&mut stream).await;
+    // More than the connection's windows and the messages under way hold: the rest waits in the queue.
+    for n in 0..20 {
+        world.put("cache/pages", &n.to_string(), &"x".repeat(512 << 10)).await;
+    }
+    world.api.stop();
+    let mut seen = 0;
+    let status = loop {
+        match stream.message().await {
+            Ok(message) => seen += message.expect("the end is an error").events.len(),
+            Err(status) => break status,
+        }
+    };
+    let ended = problem(&status);
+    assert_eq!((status.code(), ended.reason()), (Code::Unavailable, Reason::NotReady));
+    let seal = seal().of(&["watch", "cache/pages", "prefix", ""]);
+    let token = Token::decode(&ended.fact_bytes(RESUME_TOKEN).unwrap(), seal).unwrap();
+    let vectors = token.iter().flat_map(|(_, vector)| vector.risen_since(&tropism_crdt::Vector::EMPTY));
+    let told: u64 = vectors.map(|(_, seq)| seq).sum();
+    assert!(seen < 20, "the node does not wait for a reader that does not read");
+    assert_eq!(told, seen as u64, "what was seen and nothing else");
+}
