@@ -94,6 +94,7 @@ mod tests {
         let mut waiting = WaitingWrites::default();
         for (seq, deadline_us) in [(1, 30), (2, 10), (3, 20), (4, 10)] {
             let done = WriteDone {
+                commit: 0,
                 shard,
                 change: Some((origin, seq)),
                 stamp: Stamp::ZERO,
