@@ -123,6 +123,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         peers: peers.clone(),
         rules: regions.rules().clone(),
         log_keep_ms: LOG_KEEP_MS,
+        log_keep_bytes: config.limits.log_bytes,
         cache_bytes: usize::try_from(config.limits.cache_bytes).unwrap_or(usize::MAX),
     };
     let (driver, handle) = Driver::start(store, identity, witness)?;
