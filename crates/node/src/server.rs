@@ -1,6 +1,6 @@
 //! A whole node: store, driver, links, API, health and reflection, from its start to its clean stop.
 //!
-//! A stop goes through the [`Phase`]s: new calls are refused while those that run may end, links stay up so that they can;
+//! A stop goes through the `Phase`s: new calls are refused while those that run may end, links stay up so that they can;
 //! then connections are closed, threads end, and the replica leaves a clean store behind.
 
 use std::io;
