@@ -129,9 +129,10 @@ pub struct Limits {
     pub cache_bytes: u64,
     /// Memory for blocks of the store's files, in bytes.
     pub block_cache_bytes: u64,
-    /// Changes kept for watchers after every member has them, in bytes.
+    /// Size of the log, in bytes, beyond which changes that every member has are not kept for watchers.
     pub log_bytes: u64,
-    /// Longest that changes are kept for members that do not answer, in hours.
+    /// Longest that changes are to be kept for members that do not answer, in hours. Not in force yet: they would need the
+    /// state instead, which nobody sends so far.
     pub log_hours: u64,
     /// Most watches at once.
     pub watches: usize,

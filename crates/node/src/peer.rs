@@ -444,6 +444,7 @@ kind = "register"
                 rules: regions.rules().clone(),
                 cache_bytes: 1 << 20,
                 log_keep_ms: 600_000,
+                log_keep_bytes: 256 << 20,
             };
             let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
             let (driver, handle) = Driver::start(store, identity, None).unwrap();

@@ -1,6 +1,6 @@
 //! A whole node: store, driver, links, API, health and reflection, from its start to its clean stop.
 //!
-//! A stop goes through the [`Phase`]s: new calls are refused while those that run may end, links stay up so that they can;
+//! A stop goes through the `Phase`s: new calls are refused while those that run may end, links stay up so that they can;
 //! then connections are closed, threads end, and the replica leaves a clean store behind.
 
 use std::io;
@@ -124,6 +124,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         peers: peers.clone(),
         rules: regions.rules().clone(),
         log_keep_ms: LOG_KEEP_MS,
+        log_keep_bytes: config.limits.log_bytes,
         cache_bytes: usize::try_from(config.limits.cache_bytes).unwrap_or(usize::MAX),
     };
     let (driver, handle) = Driver::start(store, identity, witness)?;

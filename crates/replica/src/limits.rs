@@ -69,7 +69,7 @@ pub const LONG_HISTORY_PERCENT: u64 = 80;
 pub const TRIM_CHANGES: usize = 5_000;
 /// What every member holds stays in the log this long for watchers that come back, ms ...
 pub const LOG_KEEP_MS: u64 = 600_000;
-/// ... or until the log has grown by this much, bytes.
+/// ... but not while the log is larger than this, bytes, unless the node is configured otherwise.
 pub const LOG_KEEP_BYTES: u64 = 256 << 20;
 /// A request id is remembered this long, ms: longer than any client retries.
 pub const REQUEST_KEEP_MS: u64 = 86_400_000;

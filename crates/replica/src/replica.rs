@@ -188,6 +188,9 @@ pub struct Identity {
     pub cache_bytes: usize,
     /// How long the log keeps what every member holds, ms; see [`LOG_KEEP_MS`](crate::limits::LOG_KEEP_MS).
     pub log_keep_ms: u64,
+    /// Bytes of the log beyond which it does not keep what every member holds; see
+    /// [`LOG_KEEP_BYTES`](crate::limits::LOG_KEEP_BYTES).
+    pub log_keep_bytes: u64,
 }
 
 /// Why a replica did not start. Nothing was changed.

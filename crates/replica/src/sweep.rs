@@ -9,10 +9,10 @@ use tropism_crdt::clock::MAX_OFFSET_MS;
 use tropism_crdt::{Body, ExpiryChange, Stamp};
 use tropism_placement::{ScopeName, ShardId};
 use tropism_storage::rows::{RequestRow, Row};
-use tropism_storage::{Reads, Space, Store, StoreError, StoreKey, ValueRow};
+use tropism_storage::{CommitRow, Reads, Space, Store, StoreError, StoreKey, ValueRow};
 
 use crate::census::Counted;
-use crate::limits::{FIRST_SWEEP_ROWS, LOG_KEEP_BYTES, REQUEST_KEEP_MS, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES};
+use crate::limits::{FIRST_SWEEP_ROWS, REQUEST_KEEP_MS, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES};
 use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
 
 /// Where the sweep is.
@@ -133,18 +133,24 @@ impl Replica {
     /// Takes out of the log what every peer holds and watchers had time for.
     fn trim_log(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
         let held = self.links.values().map(|link| link.row().cursor).min().unwrap_or(store.head().commit);
+        let (keep_ms, keep_bytes) = (self.identity.log_keep_ms, self.identity.log_keep_bytes);
+        let goes = |store: &Store, row: &CommitRow| {
+            now.wall_ms >= row.wall_ms.saturating_add(keep_ms) || store.tally().log_bytes > keep_bytes
+        };
         let mut trimmed = 0;
         let rows: Vec<_> = store
             .commit_rows(self.log_floor, held.saturating_add(1).min(store.open_commit()))
             .take_while(|row| {
                 let Ok((_, row)) = row else { return true };
-                let kept = now.wall_ms < row.wall_ms.saturating_add(self.identity.log_keep_ms);
-                let go = trimmed < TRIM_CHANGES && (!kept || store.tally().log_bytes > LOG_KEEP_BYTES);
+                let go = trimmed < TRIM_CHANGES && goes(store, row);
                 trimmed += row.changes.len();
                 go
             })
             .collect::<Result<_, StoreError>>()?;
         for (commit, row) in rows {
+            if !goes(store, &row) {
+                break; // those before it made room
+            }
             store.unlog(commit, &row.changes)?;
             self.log_floor = commit + 1;
             self.event(Event::Trimmed { changes: row.changes.len() });

@@ -38,6 +38,9 @@ kind = "document"
 counters = ["/n"]
 "#;
 
+/// What the log keeps for watchers: a few hundred changes.
+const KEEP_BYTES: u64 = 64 << 10;
+
 struct Node {
     replica: Replica,
     store: Store,
@@ -215,6 +218,7 @@ fn boot(now: Now, node: usize, mut store: Store) -> Node {
         rules: regions.rules().clone(),
         cache_bytes: 1 << 20,
         log_keep_ms: 600_000,
+        log_keep_bytes: KEEP_BYTES,
     };
     let replica = Replica::boot(now, &mut store, identity).unwrap();
     store.commit(now.wall_ms).unwrap();
@@ -492,6 +496,7 @@ fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() 
         rules: regions.rules().clone(),
         cache_bytes: 0,
         log_keep_ms: 0,
+        log_keep_bytes: KEEP_BYTES,
     };
     let mut other = identity.clone();
     other.node = id(1);
@@ -831,4 +836,35 @@ fn a_write_that_peers_would_refuse_has_no_effect() {
     );
     assert_eq!(after, before);
     pair.write(0, write("docs", "other", document(r#"{"k":2}"#))).unwrap();
+}
+
+#[test]
+fn a_log_that_is_larger_than_allowed_loses_what_every_member_holds_and_nothing_else() {
+    let mut pair = Pair::linked();
+    let put = |key: u64| {
+        let bytes = Bytes::from(vec![b'x'; 4_000]);
+        write("cache/c", &key.to_string(), WriteOp::PutRegister { content_type: String::new(), bytes })
+    };
+    let log = |pair: &Pair, at: usize| pair.nodes[at].store.tally();
+    for key in 0..10 {
+        pair.write(0, put(key)).unwrap();
+    }
+    pair.wait_ms(1_000);
+    assert_eq!(log(&pair, 0).log_changes, 10, "there is room");
+    pair.turn(0, Input::LinkDown(id(1)));
+    pair.turn(1, Input::LinkDown(id(0)));
+    for key in 10..40 {
+        pair.write(0, put(key)).unwrap();
+    }
+    pair.wait_ms(1_000);
+    let kept = log(&pair, 0);
+    assert_eq!(kept.log_changes, 30, "what the other lacks, however large");
+    assert!(kept.log_bytes > KEEP_BYTES);
+    pair.restart(0); // as large as before
+    pair.link();
+    pair.wait_ms(3_000);
+    let kept = log(&pair, 0);
+    assert!(kept.log_bytes <= KEEP_BYTES && kept.log_changes >= 10, "no more than was needed: {kept:?}");
+    assert!(log(&pair, 1).log_bytes <= KEEP_BYTES, "where they came in one commit, they go as one");
+    assert_eq!(pair.keys(1), [40, 0, 0, 0]);
 }

@@ -426,6 +426,7 @@ impl World {
             rules: self.rules.clone(),
             cache_bytes: self.cache_bytes,
             log_keep_ms: self.log_keep_ms,
+            log_keep_bytes: tropism_replica::limits::LOG_KEEP_BYTES,
         };
         let now = self.now_of(&self.nodes[at]);
         let node = &mut self.nodes[at];
