@@ -41,6 +41,7 @@ mod link;
 mod recent;
 mod reconcile;
 mod replica;
+mod session;
 mod shards;
 mod sweep;
 mod write;
@@ -50,4 +51,5 @@ pub use link::LinkStatus;
 pub use replica::{
     BootError, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError, Status, Ticket,
 };
+pub use session::{SEARCHED_COMMITS, Token};
 pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};

@@ -7,13 +7,13 @@ use tropism_crdt::{MAX_OFFSET_MS, Stamp};
 use tropism_placement::RegionName;
 use tropism_replica::LinkStatus;
 use tropism_replica::limits::{FENCE_OFFSET_MS, PENDING_BYTES, WAITING_WRITES};
-use tropism_storage::StoreError;
 use tropism_storage::rows::STORE_FORMAT;
+use tropism_storage::{Reads, StoreError};
 use tropism_wire::error::echo;
 use tropism_wire::v1::cluster_service_server::ClusterService;
 use tropism_wire::{Problem, Reason, v1};
 
-use super::{Api, CONCURRENT_CALLS, Call, Inner, commit_rows, stopping, unreadable};
+use super::{Api, CONCURRENT_CALLS, Call, Inner, stopping, unreadable};
 use crate::driver::{Published, wall_ms};
 
 /// Version of the protocol between nodes.
@@ -116,7 +116,7 @@ impl ClusterService for Api {
 
 /// Changes that a peer is not known to have: those in the log behind its cursor which it did not make.
 fn backlog(link: &LinkStatus, published: &Published) -> Result<u64, StoreError> {
-    let rows = commit_rows(published.snapshot.as_ref(), link.cursor + 1, published.head.commit + 1);
+    let rows = published.snapshot.commit_rows(link.cursor + 1, published.head.commit + 1);
     let mut changes = 0;
     for row in rows.take(COUNTED_COMMITS) {
         changes += row?.1.changes.iter().filter(|key| key.origin.node != link.peer.node).count();

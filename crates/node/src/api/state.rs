@@ -217,7 +217,8 @@ impl Inner {
         let options = self.options(options, call)?;
         self.reached(&options.token, &[scope.shard(&draft.key)], options.deadline).await?;
         let done = self.write(scope, draft, &options, options.request_id).await?;
-        let token = seen_by_writes(options.token, std::iter::once(&done));
+        let mut token = options.token;
+        token.wrote(std::iter::once(&done));
         Ok((done, self.answer_now(scope, token)))
     }
 
@@ -238,7 +239,8 @@ impl Inner {
             async move { self.write(scope, draft?, options, request_id).await }
         };
         let outcomes = all((0..).zip(drafts).map(|(index, draft)| write(index, draft))).await;
-        let token = seen_by_writes(options.token, outcomes.iter().flatten());
+        let mut token = options.token;
+        token.wrote(outcomes.iter().flatten());
         Ok((outcomes, self.answer_now(scope, token)))
     }
 
@@ -246,23 +248,6 @@ impl Inner {
         let published = self.handle.published();
         self.answer(&scope.rule.regions, &published, self.seen(token, &published))
     }
-}
-
-/// What a session has seen after its writes. A write depends on everything its origin had of the shard, so it stands for
-/// all that the token said there.
-fn seen_by_writes<'a>(mut token: Token, writes: impl Iterator<Item = &'a WriteDone>) -> Token {
-    let mut written = Token::default();
-    for done in writes {
-        if let Some((origin, seq)) = done.change {
-            // An earlier sending may have come before what the token says.
-            let seen = if done.replayed { &mut token } else { &mut written };
-            seen.add(done.shard, origin, seq);
-        }
-    }
-    for (shard, vector) in written.iter() {
-        token.set(*shard, vector.clone());
-    }
-    token
 }
 
 /// Starts every future, then waits for each.
@@ -291,11 +276,7 @@ fn read(
     token: &mut Token,
 ) -> Result<Option<v1::Entry>, Problem> {
     let Some(row) = published.snapshot.value(shard, key).map_err(unreadable)? else { return Ok(None) };
-    if row.commit > published.stable_commit {
-        for (origin, seq) in &row.last {
-            token.add(shard, *origin, *seq);
-        }
-    }
+    token.saw(shard, &row, published.stable_commit);
     if row.parked.is_none() && !row.cell.visible(now_ms) {
         return Ok(None);
     }
