@@ -307,16 +307,17 @@ impl Replica {
     pub(crate) fn link_up(&mut self, now: Now, store: &Store, hello: Hello) {
         let head = store.head();
         let own_store = self.store_id;
-        let (own, saw) = (self.origin, hello.saw_you);
+        let (own, found) = (self.origin, self.found);
         let log_floor = self.log_floor;
         let Some(link) = self.links.get_mut(&hello.node) else { return };
-        if let Some((store_id, saw)) = saw
+        // What was seen of another life must be among what this one found, however far it has come by now.
+        if let Some((store_id, saw)) = hello.saw_you
             && store_id == own_store
-            && (saw.commit > head.commit || saw.commit == head.commit && saw.hash != head.hash)
-            && saw.incarnation < own.incarnation
+            && (saw.commit > found.commit || saw.commit == found.commit && saw.hash != found.hash)
+            && saw.incarnation != own.incarnation
         {
             let reason =
-                format!("commit {} of this store was seen, the store ends at {}", saw.commit, head.commit);
+                format!("commit {} of this store was seen, it was found with {}", saw.commit, found.commit);
             let event = Event::Short { by: hello.node, reason };
             self.event(event);
             return;

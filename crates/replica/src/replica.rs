@@ -9,7 +9,7 @@ use tropism_crdt::json::PathPattern;
 use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::STORE_FORMAT;
-use tropism_storage::{ClockRow, Header, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError};
+use tropism_storage::{ClockRow, Head, Header, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError};
 
 use crate::apply::Pending;
 use crate::documents::Documents;
@@ -239,6 +239,8 @@ pub struct Replica {
     pub(crate) paths: BTreeMap<String, Paths>,
     pub(crate) waiting: BTreeMap<LogKey, Waiting>,
     pub(crate) outputs: VecDeque<Output>,
+    /// The last commit of the lives before this one.
+    pub(crate) found: Head,
     pub(crate) log_floor: u64,
     pub(crate) sweep: Sweep,
     next_peer_rows_us: u64,
@@ -311,7 +313,8 @@ impl Replica {
             let row = store.row(Space::Node, &NodeKey::Peer(peer.node).encode())?.unwrap_or_default();
             links.insert(peer.node, Link::new(peer.clone(), row));
         }
-        let head = store.head().commit;
+        let found = store.head();
+        let head = found.commit;
         let log_floor = match store.commit_rows(0, u64::MAX).next() {
             Some(row) => row?.0,
             None => head + 1,
@@ -333,6 +336,7 @@ impl Replica {
             paths,
             waiting: BTreeMap::new(),
             outputs: VecDeque::new(),
+            found,
             log_floor,
             sweep: Sweep::default(),
             next_peer_rows_us: now.mono_us,

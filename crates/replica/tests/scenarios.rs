@@ -44,6 +44,27 @@ struct Pair {
     ticket: u64,
 }
 
+/// A node that just started on a store.
+fn booted(node: usize, now: Now, mut store: Store) -> Node {
+    let regions = Regions::parse("test", REGIONS).unwrap();
+    let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
+    let identity = Identity {
+        cluster: "test".into(),
+        node: id(node),
+        region: names[node].clone(),
+        boot_random: 1,
+        new_store_id: u128::from(now.mono_us) * 2 + node as u128,
+        peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
+        rules: regions.rules().clone(),
+        cache_bytes: 1 << 20,
+        log_keep_ms: 600_000,
+    };
+    let replica = Replica::boot(now, &mut store, identity).unwrap();
+    store.commit(now.wall_ms).unwrap();
+    store.sync().unwrap();
+    Node { replica, store, outputs: Vec::new() }
+}
+
 fn id(node: usize) -> NodeId {
     NodeId::new(["a-1", "b-1"][node]).unwrap()
 }
@@ -58,27 +79,16 @@ impl Pair {
 
     fn apart() -> Self {
         let now = Now { mono_us: 1_000_000, wall_ms: 1_700_000_000_000 };
-        let regions = Regions::parse("test", REGIONS).unwrap();
-        let nodes = [0, 1].map(|node| {
-            let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
-            let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
-            let identity = Identity {
-                cluster: "test".into(),
-                node: id(node),
-                region: names[node].clone(),
-                boot_random: 1,
-                new_store_id: node as u128 + 1,
-                peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
-                rules: regions.rules().clone(),
-                cache_bytes: 1 << 20,
-                log_keep_ms: 600_000,
-            };
-            let replica = Replica::boot(now, &mut store, identity).unwrap();
-            store.commit(now.wall_ms).unwrap();
-            store.sync().unwrap();
-            Node { replica, store, outputs: Vec::new() }
-        });
+        let nodes = [0, 1].map(|node| booted(node, now, Store::open(Box::new(MemoryEngine::new())).unwrap()));
         Self { nodes, now, ticket: 0 }
+    }
+
+    /// The node is gone and starts again: on this store, or else on its own.
+    fn restart(&mut self, at: usize, store: Option<Store>) {
+        self.turn(1 - at, Input::LinkDown(id(at)));
+        let fresh = Store::open(Box::new(MemoryEngine::new())).unwrap();
+        let own = std::mem::replace(&mut self.nodes[at].store, fresh);
+        self.nodes[at] = booted(at, self.now, store.unwrap_or(own));
     }
 
     fn hello(&self, of: usize) -> Hello {
@@ -106,12 +116,16 @@ impl Pair {
 
     /// Time passes.
     fn wait_ms(&mut self, ms: u64) {
+        self.wait_ms_without(ms, |_| false);
+    }
+
+    fn wait_ms_without(&mut self, ms: u64, lost: impl Fn(&Frame) -> bool) {
         for _ in 0..ms.div_ceil(50) {
             self.now.mono_us += 50_000;
             self.now.wall_ms += 50;
             self.turn(0, Input::Tick);
             self.turn(1, Input::Tick);
-            self.settle();
+            self.settle_without(&lost);
         }
     }
 
@@ -416,6 +430,21 @@ fn a_store_behind_what_a_peer_saw_of_it_is_short() {
     let own = pair.hello(0);
     let mut seen = tropism_storage::rows::Seen::default();
     (seen.incarnation, seen.commit) = (own.origin.incarnation - 1, own.head.commit + 1);
+    hello.saw_you = Some((own.store_id, seen));
+    pair.turn(0, Input::LinkUp(hello));
+    assert!(pair.events(0).iter().any(|event| matches!(event, Event::Short { .. })));
+}
+
+#[test]
+fn an_old_copy_is_short_however_far_it_has_come_since() {
+    let mut pair = Pair::apart();
+    pair.wait_ms(2_000);
+    // What the peer saw of a life before lies behind what the copy was found with, not behind where it is now.
+    let own = pair.hello(0);
+    let mut seen = tropism_storage::rows::Seen::default();
+    (seen.incarnation, seen.commit) = (own.origin.incarnation + 1, 2);
+    assert!(seen.commit < own.head.commit, "it has passed that number by itself");
+    let mut hello = pair.hello(1);
     hello.saw_you = Some((own.store_id, seen));
     pair.turn(0, Input::LinkUp(hello));
     assert!(pair.events(0).iter().any(|event| matches!(event, Event::Short { .. })));
