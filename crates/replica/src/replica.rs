@@ -308,13 +308,13 @@ impl Replica {
         let clock: ClockRow = store.row(Space::Node, &NodeKey::Clock.encode())?.unwrap_or_default();
         let clock = Clock::new(now.wall_ms, clock.last, clock.reserved_ms);
         let shards = Shards::open(store, |row| record_of(&identity.rules, row))?;
+        let found = store.head();
+        let head = found.commit;
         let mut links = BTreeMap::new();
         for peer in &identity.peers {
             let row = store.row(Space::Node, &NodeKey::Peer(peer.node).encode())?.unwrap_or_default();
-            links.insert(peer.node, Link::new(peer.clone(), row));
+            links.insert(peer.node, Link::new(peer.clone(), row, head));
         }
-        let found = store.head();
-        let head = found.commit;
         let log_floor = match store.commit_rows(0, u64::MAX).next() {
             Some(row) => row?.0,
             None => head + 1,

@@ -451,6 +451,36 @@ fn an_old_copy_is_short_however_far_it_has_come_since() {
 }
 
 #[test]
+fn a_node_with_an_empty_store_gets_back_what_it_wrote_and_nothing_is_stable_before() {
+    let mut pair = Pair::linked();
+    for key in ["k1", "k2"] {
+        pair.write(0, write("cache/c", key, bytes("mine"))).unwrap();
+        pair.write(1, write("cache/c", key, bytes("yours"))).unwrap();
+    }
+    pair.wait_ms(1_000);
+    let before = pair.nodes[1].replica.stable_commit();
+    assert!(before > 0);
+    pair.restart(0, Some(Store::open(Box::new(MemoryEngine::new())).unwrap()));
+    // The first connection is lost before anything was told, the second one is of a store that is known by now.
+    for lossy in [true, false] {
+        let (a, b) = (pair.hello(0), pair.hello(1));
+        pair.turn(0, Input::LinkUp(b));
+        pair.turn(1, Input::LinkUp(a));
+        pair.settle_without(|_| lossy);
+        if lossy {
+            pair.wait_ms_without(500, |_| true);
+            assert_eq!(pair.nodes[1].replica.stable_commit(), 0, "the empty store has nothing");
+            pair.turn(0, Input::LinkDown(id(1)));
+            pair.turn(1, Input::LinkDown(id(0)));
+        }
+    }
+    pair.wait_ms(500);
+    let vectors = [0, 1].map(|node| pair.nodes[node].store.vector(shard("cache/c")).unwrap());
+    assert_eq!(vectors[0], vectors[1]);
+    assert_eq!(pair.value(0, "cache/c", "k1").cell, pair.value(1, "cache/c", "k1").cell);
+}
+
+#[test]
 fn preconditions_hold_here_and_now() {
     let mut pair = Pair::linked();
     let absent = Write { precondition: Some(Precondition::Absent), ..write("cache/c", "k", bytes("1")) };
