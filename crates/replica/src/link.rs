@@ -671,7 +671,7 @@ impl Replica {
         let closed = if walked {
             // No stamp of ours at or below the wall clock is issued from here on.
             self.clock.observe(Stamp::new(now.wall_ms, 0));
-            self.clock.last()
+            self.clock.passed()
         } else {
             Stamp::ZERO
         };

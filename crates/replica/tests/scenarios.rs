@@ -11,7 +11,7 @@ use tropism_replica::{
     Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
     WriteDone, WriteError, WriteOp,
 };
-use tropism_storage::{MemoryEngine, Reads, Space, Store, ValueKey, ValueRow};
+use tropism_storage::{ClockRow, MemoryEngine, NodeKey, Reads, Space, Store, ValueKey, ValueRow};
 
 const REGIONS: &str = r#"
 region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
@@ -478,6 +478,35 @@ fn a_node_with_an_empty_store_gets_back_what_it_wrote_and_nothing_is_stable_befo
     let vectors = [0, 1].map(|node| pair.nodes[node].store.vector(shard("cache/c")).unwrap());
     assert_eq!(vectors[0], vectors[1]);
     assert_eq!(pair.value(0, "cache/c", "k1").cell, pair.value(1, "cache/c", "k1").cell);
+}
+
+#[test]
+fn a_closed_time_does_not_pass_what_is_reserved() {
+    let mut pair = Pair::linked();
+    pair.wait_ms(600);
+    // The node is back within its reservation, and hears a stamp from beyond it: a crash now would forget that.
+    pair.restart(0, None);
+    let clock: ClockRow = pair.nodes[0].store.row(Space::Node, &NodeKey::Clock.encode()).unwrap().unwrap();
+    let reserved_ms = clock.reserved_ms;
+    pair.now.wall_ms = reserved_ms - 10;
+    pair.link();
+    let own = pair.now;
+    pair.now.wall_ms = reserved_ms + 300;
+    pair.write(1, write("cache/c", "k", bytes("from a fast clock"))).unwrap();
+    pair.now = own;
+    pair.settle();
+    assert!(pair.value(0, "cache/c", "k").cell.last_stamp().unix_ms() > reserved_ms);
+    let mut told = Vec::new();
+    for _ in 0..8 {
+        pair.now.mono_us += 200_000;
+        pair.turn(0, Input::Tick);
+        told.extend(pair.nodes[0].outputs.drain(..).filter_map(|output| match output {
+            Output::Send { frame: Frame { body: FrameBody::Heartbeat(beat), .. }, .. } => Some(beat.closed),
+            _ => None,
+        }));
+    }
+    assert!(told.iter().all(|closed| closed.unix_ms() <= reserved_ms), "{told:?} {reserved_ms}");
+    assert!(!told.is_empty());
 }
 
 #[test]
