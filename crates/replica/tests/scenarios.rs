@@ -510,6 +510,29 @@ fn a_closed_time_does_not_pass_what_is_reserved() {
 }
 
 #[test]
+fn a_stub_keeps_an_expiry_that_is_stamped_above_its_delete() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("cache/c", "k", bytes("old"))).unwrap();
+    pair.wait_ms(300);
+    // A clock that is an hour ahead says when the key expires; it is deleted as of then, and the delete becomes stable.
+    let own = pair.now;
+    pair.now.wall_ms += 3_600_000;
+    let expire = write("cache/c", "k", WriteOp::Expire);
+    pair.write(1, Write { expiry: ExpiryChange::At(own.wall_ms + 200), ..expire }).unwrap();
+    pair.now = own;
+    pair.settle();
+    pair.wait_ms(4_000);
+    assert_eq!(pair.value(0, "cache/c", "k").cell.written, None, "what stays is a stub");
+    pair.write(0, write("cache/c", "k", bytes("new"))).unwrap();
+    pair.wait_ms(300);
+    for node in 0..2 {
+        let cell = pair.value(node, "cache/c", "k").cell;
+        assert!(cell.visible(pair.now.wall_ms), "acknowledged, so shown");
+        assert_eq!(cell.life, 1, "above what a member shows that has the expiry still");
+    }
+}
+
+#[test]
 fn preconditions_hold_here_and_now() {
     let mut pair = Pair::linked();
     let absent = Write { precondition: Some(Precondition::Absent), ..write("cache/c", "k", bytes("1")) };
