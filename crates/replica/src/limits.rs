@@ -17,6 +17,9 @@ pub const PENDING_BYTES: usize = 8 * 1024 * 1024;
 pub const CHANGE_OVERHEAD_BYTES: usize = 256;
 /// Shards whose vector is kept in memory; about 400 bytes each. Others are read back when needed.
 pub const CACHED_SHARDS: usize = 65_536;
+/// The highest life of a key. No key is deleted and made again that often; a peer's change that says more is refused, for
+/// behind the last number there would be no next life.
+pub const MAX_LIFE: u64 = 1 << 48;
 /// Client writes that wait for other regions' disks; beyond it such writes are refused.
 pub const WAITING_WRITES: usize = 10_000;
 /// Heartbeat interval, us.

@@ -533,6 +533,19 @@ fn a_stub_keeps_an_expiry_that_is_stamped_above_its_delete() {
 }
 
 #[test]
+fn a_life_near_the_last_number_is_refused() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("cache/c", "k", bytes("sound"))).unwrap();
+    let sent = pair.nodes[0].store.changes(shard("cache/c"), pair.hello(0).origin, 1, 1).next().unwrap();
+    let lie = Change { life: u64::MAX, key: "l".into(), ..Change::decode(&sent.unwrap()).unwrap() };
+    let frame = Frame { round: 0, number: 9_999, body: FrameBody::Changes(vec![lie.encode()]) };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    assert!(pair.events(1).iter().any(|event| matches!(event, Event::Refused { .. })));
+    pair.settle();
+    assert!(pair.write(1, write("cache/c", "l", bytes("mine"))).is_ok());
+}
+
+#[test]
 fn preconditions_hold_here_and_now() {
     let mut pair = Pair::linked();
     let absent = Write { precondition: Some(Precondition::Absent), ..write("cache/c", "k", bytes("1")) };
