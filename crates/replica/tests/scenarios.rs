@@ -8,7 +8,7 @@ use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
 use tropism_crdt::{Body, Change, ExpiryChange, NodeId};
 use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
+    Compare, Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
     WriteDone, WriteError, WriteOp,
 };
 use tropism_storage::{ClockRow, MemoryEngine, NodeKey, Reads, Space, Store, ValueKey, ValueRow};
@@ -543,6 +543,19 @@ fn a_life_near_the_last_number_is_refused() {
     assert!(pair.events(1).iter().any(|event| matches!(event, Event::Refused { .. })));
     pair.settle();
     assert!(pair.write(1, write("cache/c", "l", bytes("mine"))).is_ok());
+}
+
+#[test]
+fn a_range_that_a_peer_names_often_is_answered_once() {
+    let mut pair = Pair::linked();
+    let compare = Compare { group: 7, level: 0, sums: vec![(0, 1); 10_000] };
+    let frame = Frame { round: 0, number: 9_999, body: FrameBody::Compare(compare) };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    let answers = pair.nodes[1].outputs.iter().filter_map(|output| match output {
+        Output::Send { frame: Frame { body: FrameBody::Compare(answer), .. }, .. } => Some(answer.sums.len()),
+        _ => None,
+    });
+    assert_eq!(answers.collect::<Vec<_>>(), [64]);
 }
 
 #[test]
