@@ -141,6 +141,11 @@ impl Replica {
                     since_us: now.mono_us,
                 };
                 let event = self.pending.insert(id, waits);
+                if event == Event::PendingFull
+                    && let Some(link) = self.links.get_mut(&from)
+                {
+                    link.dropped();
+                }
                 self.event(event);
             }
         }

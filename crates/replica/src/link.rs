@@ -228,6 +228,13 @@ impl Link {
         due
     }
 
+    /// Something that came in order was dropped: as if its frame were missing.
+    pub(crate) fn dropped(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.in_order = false;
+        }
+    }
+
     /// Numbers a frame, if the link stands.
     pub(crate) fn frame(&mut self, body: FrameBody) -> Option<Frame> {
         let session = self.session.as_mut()?;

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use tropism_crdt::cell::Content;
 use tropism_crdt::document::PatchOp;
 use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
-use tropism_crdt::{Body, Change, ExpiryChange, NodeId};
+use tropism_crdt::{Body, Change, ExpiryChange, NodeId, Origin};
 use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Compare, Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Write,
-    WriteDone, WriteError, WriteOp,
+    Compare, Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica,
+    Write, WriteDone, WriteError, WriteOp,
 };
 use tropism_storage::{ClockRow, MemoryEngine, NodeKey, Reads, Space, Store, ValueKey, ValueRow};
 
@@ -556,6 +556,45 @@ fn a_range_that_a_peer_names_often_is_answered_once() {
         _ => None,
     });
     assert_eq!(answers.collect::<Vec<_>>(), [64]);
+}
+
+#[test]
+fn a_node_whose_change_found_no_room_is_not_closed() {
+    let mut pair = Pair::linked();
+    pair.wait_ms(500);
+    let ghost = Origin { node: NodeId::new("ghost").unwrap(), incarnation: 1, random: 1 };
+    let done = pair.write(0, write("cache/c", "k", bytes("v"))).unwrap();
+    let late = |frame: &Frame| matches!(frame.body, FrameBody::Changes(_));
+    let mut held = Vec::new();
+    for output in std::mem::take(&mut pair.nodes[0].outputs) {
+        match output {
+            Output::Send { frame, .. } if late(&frame) => held.push(frame),
+            Output::Send { frame, .. } => pair.turn(1, Input::Frame { from: id(0), frame }),
+            _ => {}
+        }
+    }
+    let FrameBody::Changes(changes) = &held[0].body else { panic!("{held:?}") };
+    let real = Change::decode(&changes[0]).unwrap();
+    // Eight changes of somebody else wait already, and fill the room.
+    let body = Body::Register { content_type: String::new(), bytes: Bytes::from(vec![0; 1 << 20]) };
+    let waiting = (2..10).map(|seq| Change { origin: ghost, seq, body: body.clone(), ..real.clone() });
+    for change in waiting {
+        // An old number disturbs no order.
+        let frame = Frame { round: 0, number: 0, body: FrameBody::Changes(vec![change.encode()]) };
+        pair.turn(1, Input::Frame { from: id(0), frame });
+    }
+    let fills = Change { deps: vec![(ghost, 9)], body, ..real };
+    let frame = Frame { body: FrameBody::Changes(vec![fills.encode()]), ..held[0].clone() };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    assert!(pair.events(1).iter().any(|event| matches!(event, Event::PendingFull)));
+    for _ in 0..5 {
+        pair.now.mono_us += 200_000;
+        pair.now.wall_ms += 200;
+        pair.turn(0, Input::Tick);
+        pair.settle_without(late);
+    }
+    let closed = pair.nodes[1].replica.status(pair.now).links[0].closed.unwrap();
+    assert!(closed < done.stamp, "{closed} is told closed, and {} is not there", done.stamp);
 }
 
 #[test]
