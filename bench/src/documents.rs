@@ -285,6 +285,7 @@ impl Node {
             rules: regions.rules().clone(),
             cache_bytes: 1 << 30,
             log_keep_ms: 600_000,
+            log_keep_bytes: tropism_replica::limits::LOG_KEEP_BYTES,
         };
         let replica = Replica::boot(now, &mut store, identity)?;
         Ok(Self { replica, store, now, scope: ScopeName::new("bench/documents")? })

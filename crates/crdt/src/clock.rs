@@ -153,6 +153,12 @@ impl Clock {
         self.reserved_ms
     }
 
+    /// Also after a crash no stamp at or below this is issued any more that was not issued yet: what is issued then lies
+    /// beyond the reservation that is durable now. What was only observed may lie higher, and be forgotten.
+    pub fn passed(&self) -> Stamp {
+        self.last.min(Stamp::new(self.reserved_ms.max(self.not_before_ms), 0))
+    }
+
     fn adopt(&mut self, stamp: Stamp) {
         let foreign = Timestamp { epoch: 0, time: stamp.unix_ms(), count: u32::from(stamp.count()) };
         self.inner.inner_mut().observe(&foreign);

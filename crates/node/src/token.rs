@@ -1,7 +1,7 @@
 //! What clients carry from one call to the next, as bytes that only nodes read.
 //!
-//! A [`Token`] says per shard what a session has seen: sent back, it makes any member wait until it has as much. The same
-//! form continues a watch. A [`Seal`] closes tokens with a checksum seeded by the cluster's name and by what the token is
+//! A [`Token`] says per shard what a session has seen; the rules are [the replica's](tropism_replica::Token). The same form
+//! continues a watch. A [`Seal`] closes tokens with a checksum seeded by the cluster's name and by what the token is
 //! for, so that one of another cluster, scope or range is recognised instead of obeyed. It guards against mistakes: a
 //! forged token can make its own bearer wait until the deadline, nothing more.
 //!
@@ -11,9 +11,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use tropism_crdt::Vector;
 use tropism_crdt::codec::{DecodeError, Reader, put_varint};
-use tropism_crdt::{Origin, Vector};
 use tropism_placement::ShardId;
+pub use tropism_replica::Token;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 /// The first byte of every token: another format has another number.
@@ -71,88 +72,32 @@ impl Seal {
     }
 }
 
-/// Per shard a small vector: what was seen of it. Shards of which nothing was seen have no entry.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Token {
-    shards: BTreeMap<ShardId, Vector>,
-}
-
-impl Token {
-    /// What was seen of a shard.
-    pub fn get(&self, shard: &ShardId) -> Option<&Vector> {
-        self.shards.get(shard)
+impl Seal {
+    /// The bytes of a token; none when nothing was seen.
+    pub fn token(self, token: &Token) -> Bytes {
+        if token.is_empty() { Bytes::new() } else { self.token_always(token) }
     }
 
-    /// The shards with what was seen of each, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&ShardId, &Vector)> {
-        self.shards.iter()
-    }
-
-    /// Whether nothing was seen.
-    pub fn is_empty(&self) -> bool {
-        self.shards.is_empty()
-    }
-
-    /// Adds one change, and thereby every earlier one of its origin.
-    pub fn add(&mut self, shard: ShardId, origin: Origin, seq: u64) {
-        self.shards.entry(shard).or_default().raise(origin, seq);
-    }
-
-    /// Says of a shard what this vector says, in place of what was said before.
-    pub fn set(&mut self, shard: ShardId, vector: Vector) {
-        if vector.is_empty() {
-            self.shards.remove(&shard);
-        } else {
-            self.shards.insert(shard, vector);
-        }
-    }
-
-    /// Adds everything that another token says.
-    pub fn merge(&mut self, other: &Self) {
-        for (shard, vector) in other.iter() {
-            for (origin, seq) in vector.iter() {
-                self.add(*shard, *origin, seq);
-            }
-        }
-    }
-
-    /// Leaves out the entries for which `keep` says so.
-    pub fn retain(&mut self, mut keep: impl FnMut(&ShardId, &Origin, u64) -> bool) {
-        self.shards.retain(|shard, vector| {
-            *vector = vector
-                .iter()
-                .filter(|(origin, seq)| keep(shard, origin, *seq))
-                .map(|(o, s)| (*o, s))
-                .collect();
-            !vector.is_empty()
-        });
-    }
-
-    /// Its bytes; none when nothing was seen.
-    pub fn encode(&self, seal: Seal) -> Bytes {
-        if self.is_empty() { Bytes::new() } else { self.encode_always(seal) }
-    }
-
-    /// Its bytes, some also when nothing was seen: to go on from there is not to begin anew.
-    pub fn encode_always(&self, seal: Seal) -> Bytes {
-        let mut body = Vec::with_capacity(64 * self.shards.len());
-        put_varint(&mut body, self.shards.len() as u64);
-        for (shard, vector) in &self.shards {
+    /// The bytes of a token, some also when nothing was seen: to go on from there is not to begin anew.
+    pub fn token_always(self, token: &Token) -> Bytes {
+        let mut body = Vec::with_capacity(64 * token.iter().len());
+        put_varint(&mut body, token.iter().len() as u64);
+        for (shard, vector) in token.iter() {
             body.extend_from_slice(&shard.0);
             vector.encode(&mut body);
         }
-        seal.close(&body)
+        self.close(&body)
     }
 
-    /// Reads what [`Self::encode`] wrote with the same seal.
+    /// Reads what [`Self::token`] wrote with the same seal.
     ///
     /// # Errors
     /// Bytes that are no such token.
-    pub fn decode(bytes: &[u8], seal: Seal) -> Result<Self, DecodeError> {
+    pub fn read(self, bytes: &[u8]) -> Result<Token, DecodeError> {
         if bytes.is_empty() {
-            return Ok(Self::default());
+            return Ok(Token::default());
         }
-        let mut r = Reader::new(seal.open(bytes)?);
+        let mut r = Reader::new(self.open(bytes)?);
         let mut shards = BTreeMap::new();
         for _ in 0..r.varint("shards")? {
             let shard = ShardId(r.array("shard")?);
@@ -164,7 +109,7 @@ impl Token {
             shards.insert(shard, vector);
         }
         r.finish()?;
-        Ok(Self { shards })
+        Ok(shards.into_iter().collect())
     }
 }
 
@@ -194,7 +139,7 @@ mod tests {
         let mut golden = vec![1, 1];
         golden.extend([0xaa; 16]);
         golden.extend(b"\x01\x01n\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x03");
-        let bytes = one.encode(Seal::new("c"));
+        let bytes = Seal::new("c").token(&one);
         assert_eq!(bytes[..golden.len()], golden);
         assert_eq!(bytes[golden.len()..], 0x7796_368c_784d_b853_u64.to_be_bytes());
     }
@@ -202,26 +147,26 @@ mod tests {
     #[test]
     fn what_is_encoded_is_read_back_and_nothing_is_no_bytes() {
         let seal = Seal::new("c");
-        assert_eq!(Token::decode(&token().encode(seal), seal), Ok(token()));
-        assert!(Token::default().encode(seal).is_empty());
-        assert_eq!(Token::decode(&[], seal), Ok(Token::default()));
+        assert_eq!(seal.read(&seal.token(&token())), Ok(token()));
+        assert!(seal.token(&Token::default()).is_empty());
+        assert_eq!(seal.read(&[]), Ok(Token::default()));
         assert_eq!(token().get(&ShardId([1; 16])).unwrap().len(), 2);
     }
 
     #[test]
     fn a_token_of_another_cluster_or_purpose_or_with_any_flipped_bit_is_refused() {
         let seal = Seal::new("c");
-        let bytes = token().encode(seal);
+        let bytes = seal.token(&token());
         for other in [Seal::new("d"), seal.of(&["watch"]), seal.of(&["watch", "a"])] {
-            assert!(Token::decode(&bytes, other).is_err());
+            assert!(other.read(&bytes).is_err());
         }
         for bit in 0..bytes.len() * 8 {
             let mut bad = bytes.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(Token::decode(&bad, seal).is_err());
+            assert!(seal.read(&bad).is_err());
         }
         for length in 1..bytes.len() {
-            assert!(Token::decode(&bytes[..length], seal).is_err());
+            assert!(seal.read(&bytes[..length]).is_err());
         }
     }
 
@@ -234,8 +179,8 @@ mod tests {
         let claims_much = [0xff, 0xff, 0xff, 0x7f];
         let trailing = [&[1], entry.as_slice(), &[0]].concat();
         for body in [twice.as_slice(), &empty_vector, &claims_much, &trailing] {
-            assert!(Token::decode(&seal.close(body), seal).is_err(), "{body:?}");
+            assert!(seal.read(&seal.close(body)).is_err(), "{body:?}");
         }
-        assert!(Token::decode(&seal.close(&[&[1], entry.as_slice()].concat()), seal).is_ok());
+        assert!(seal.read(&seal.close(&[&[1], entry.as_slice()].concat())).is_ok());
     }
 }

@@ -13,7 +13,7 @@ use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, StoreE
 use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
-use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, PENDING_BYTES, WANT_US};
+use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, MAX_LIFE, PENDING_BYTES, WANT_US};
 use crate::replica::{Event, Now, Output, Replica, ReplicaError, log_key, record_of};
 
 /// Changes that came before what they depend on. In memory only: a change is told to have arrived when it is applied,
@@ -146,6 +146,11 @@ impl Replica {
                 };
                 let event = self.pending.insert(id, waits);
                 self.times_full.pending += u64::from(event == Event::PendingFull);
+                if event == Event::PendingFull
+                    && let Some(link) = self.links.get_mut(&from)
+                {
+                    link.dropped();
+                }
                 self.event(event);
             }
         }
@@ -335,6 +340,9 @@ impl Replica {
     fn gate(&self, bytes: &Bytes) -> Result<Sound, Refusal> {
         let unsound = |reason: String| Refusal::Unsound(reason);
         let change = Change::decode(bytes).map_err(|error| unsound(format!("change {error}")))?;
+        if change.life > MAX_LIFE {
+            return Err(unsound(format!("life {} of a key, the highest is {MAX_LIFE}", change.life)));
+        }
         let name = ScopeName::new(&change.scope).map_err(|error| unsound(format!("scope: {error}")))?;
         check_key(&change.key).map_err(|error| unsound(format!("key: {error}")))?;
         let kind = self.identity.rules.find(&name).map(|rule| rule.kind);

@@ -42,6 +42,7 @@ mod link;
 mod recent;
 mod reconcile;
 mod replica;
+mod session;
 mod shards;
 mod sweep;
 mod waiting;
@@ -55,4 +56,5 @@ pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
     Status, Ticket, TimesFull,
 };
+pub use session::{SEARCHED_COMMITS, Token};
 pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};

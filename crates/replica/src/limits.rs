@@ -19,6 +19,9 @@ pub const CHANGE_OVERHEAD_BYTES: usize = 256;
 pub const CACHED_SHARDS: usize = 65_536;
 /// Memory that a shard in memory takes, about: vectors of a few origins, the record, and the maps they are in. Bytes.
 pub const CACHED_SHARD_BYTES: usize = 400;
+/// The highest life of a key. No key is deleted and made again that often; a peer's change that says more is refused, for
+/// behind the last number there would be no next life.
+pub const MAX_LIFE: u64 = 1 << 48;
 /// Client writes that wait for other regions' disks; beyond it such writes are refused.
 pub const WAITING_WRITES: usize = 10_000;
 /// Heartbeat interval, us.

@@ -32,6 +32,9 @@ pub(crate) struct Link {
     row: PeerRow,
     row_dirty: bool,
     session: Option<Session>,
+    /// What the peer authored up to this commit, it may have lost since: it was logged before this life of ours, or under
+    /// another store of the peer. It counts as held only when it is told, like everything else.
+    distrusted: u64,
     /// Every change of the peer stamped up to this is applied here.
     closed: Option<Stamp>,
     /// Every change in our commits up to this is stable as far as this peer goes.
@@ -68,9 +71,6 @@ struct Session {
     position: u64,
     /// Changes of commit `position + 1` already dealt with.
     partial: usize,
-    /// Our last commit when the session began with a store that did not know us: what the peer authored below it, it
-    /// may have lost.
-    distrusted: u64,
     outstanding: Outstanding,
     last_batch_us: u64,
     last_progress_us: u64,
@@ -194,12 +194,14 @@ pub struct LinkStatus {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, row: PeerRow) -> Self {
+    /// A link to a peer of which `row` is known, at a store that ends with commit `head`.
+    pub(crate) fn new(peer: Peer, row: PeerRow, head: u64) -> Self {
         Self {
             peer,
             row,
             row_dirty: false,
             session: None,
+            distrusted: head,
             closed: None,
             stable: 0,
             down_since_us: 0,
@@ -235,6 +237,13 @@ impl Link {
             session.next_compare_us = now.mono_us + COMPARE_US;
         }
         due
+    }
+
+    /// Something that came in order was dropped: as if its frame were missing.
+    pub(crate) fn dropped(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.in_order = false;
+        }
     }
 
     /// Numbers a frame, if the link stands.
@@ -317,25 +326,27 @@ impl Replica {
     pub(crate) fn link_up(&mut self, now: Now, store: &Store, hello: Hello) {
         let head = store.head();
         let own_store = self.store_id;
-        let (own, saw) = (self.origin, hello.saw_you);
+        let (own, found) = (self.origin, self.found);
         let log_floor = self.log_floor;
         let Some(link) = self.links.get_mut(&hello.node) else { return };
-        if let Some((store_id, saw)) = saw
+        // What was seen of another life must be among what this one found, however far it has come by now.
+        if let Some((store_id, saw)) = hello.saw_you
             && store_id == own_store
-            && (saw.commit > head.commit || saw.commit == head.commit && saw.hash != head.hash)
-            && saw.incarnation < own.incarnation
+            && (saw.commit > found.commit || saw.commit == found.commit && saw.hash != found.hash)
+            && saw.incarnation != own.incarnation
         {
             let reason =
-                format!("commit {} of this store was seen, the store ends at {}", saw.commit, head.commit);
+                format!("commit {} of this store was seen, it was found with {}", saw.commit, found.commit);
             let event = Event::Short { by: hello.node, reason };
             self.event(event);
             return;
         }
-        let known = link.row.store_id == hello.store_id;
-        if !known {
+        if link.row.store_id != hello.store_id {
             link.row = PeerRow { store_id: hello.store_id, cursor: 0, seen: Seen::default() };
             link.row_dirty = true;
+            link.distrusted = store.open_commit();
             link.stable = 0;
+            link.closed = None;
         }
         link.row.cursor = link.row.cursor.max(log_floor.saturating_sub(1)).min(head.commit);
         link.session = Some(Session {
@@ -344,7 +355,6 @@ impl Replica {
             number: 0,
             position: link.row.cursor,
             partial: 0,
-            distrusted: if known { 0 } else { head.commit },
             outstanding: Outstanding::default(),
             last_batch_us: 0,
             last_progress_us: now.mono_us,
@@ -557,6 +567,7 @@ impl Replica {
             }
         }
         let region = link.peer.region.clone();
+        let distrusted = link.distrusted;
         let Some(session) = &mut link.session else { return Ok(()) };
         let linger = session.outstanding.bytes > 0 && session.last_batch_us + BATCH_LINGER_US > now.mono_us;
         let mut frames: Vec<Vec<Bytes>> = Vec::new();
@@ -605,7 +616,7 @@ impl Replica {
                 }
                 session.partial += 1;
                 let author = logged.key.origin.node;
-                let has_it = logged.from == Some(peer) || author == peer && commit > session.distrusted;
+                let has_it = author == peer && commit > distrusted;
                 let shared = self
                     .shards
                     .cached(logged.key.shard)
@@ -613,7 +624,8 @@ impl Replica {
                 if has_it || !shared {
                     continue;
                 }
-                if author != own && author != peer && session.peer_hears.contains(&author) {
+                let comes_anyway = logged.from == Some(peer) || session.peer_hears.contains(&author);
+                if author != own && author != peer && comes_anyway {
                     session.outstanding.add(logged.key, commit, 0, now.mono_us + SILENT_US);
                     continue;
                 }
@@ -679,7 +691,7 @@ impl Replica {
         let closed = if walked {
             // No stamp of ours at or below the wall clock is issued from here on.
             self.clock.observe(Stamp::new(now.wall_ms, 0));
-            self.clock.last()
+            self.clock.passed()
         } else {
             Stamp::ZERO
         };

@@ -62,7 +62,7 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         let Compare { group, level, sums } = compare;
         let known = self.shards.group(group);
-        let differ: Vec<u16> = sums
+        let mut differ: Vec<u16> = sums
             .into_iter()
             .filter(|(range, sum)| {
                 u32::from(*range) < u32::from(SLOTS) / u32::from(range_len(level))
@@ -70,6 +70,9 @@ impl Replica {
             })
             .map(|(range, _)| range)
             .collect();
+        // Each range once, whatever the peer repeats: the answer is 64 times as long.
+        differ.sort_unstable();
+        differ.dedup();
         if differ.is_empty() {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::STORE_FORMAT;
 use tropism_storage::{
-    ClockRow, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError, ValueKey,
+    ClockRow, Head, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError, ValueKey,
     ValueRow,
 };
 
@@ -246,6 +246,8 @@ pub struct Replica {
     pub(crate) paths: BTreeMap<String, Paths>,
     pub(crate) waiting: WaitingWrites,
     pub(crate) outputs: VecDeque<Output>,
+    /// The last commit of the lives before this one.
+    pub(crate) found: Head,
     pub(crate) log_floor: u64,
     pub(crate) sweep: Sweep,
     pub(crate) census: Census,
@@ -353,12 +355,13 @@ impl Replica {
         let clock: ClockRow = store.row(Space::Node, &NodeKey::Clock.encode())?.unwrap_or_default();
         let clock = Clock::new(now.wall_ms, clock.last, clock.reserved_ms);
         let shards = Shards::open(store, |row| record_of(&identity.rules, row))?;
+        let found = store.head();
+        let head = found.commit;
         let mut links = BTreeMap::new();
         for peer in &identity.peers {
             let row = store.row(Space::Node, &NodeKey::Peer(peer.node).encode())?.unwrap_or_default();
-            links.insert(peer.node, Link::new(peer.clone(), row));
+            links.insert(peer.node, Link::new(peer.clone(), row, head));
         }
-        let head = store.head().commit;
         let log_floor = match store.commit_rows(0, u64::MAX).next() {
             Some(row) => row?.0,
             None => head + 1,
@@ -382,6 +385,7 @@ impl Replica {
             paths,
             waiting: WaitingWrites::default(),
             outputs: VecDeque::new(),
+            found,
             log_floor,
             sweep: Sweep::default(),
             census: Census::default(),

@@ -4,7 +4,7 @@
 //! hidden life whose delete is stable loses its content and history: a stub stays. Changes that every member holds
 //! leave the log when watchers had their time. Request ids are forgotten after a day.
 
-use tropism_crdt::cell::{Cell, Content};
+use tropism_crdt::cell::Cell;
 use tropism_crdt::clock::MAX_OFFSET_MS;
 use tropism_crdt::{Body, ExpiryChange, Stamp};
 use tropism_placement::{ScopeName, ShardId};
@@ -71,14 +71,11 @@ impl Replica {
         for (shard, key, row) in due {
             if row.cell.alive() {
                 self.delete_expired(now, store, shard, key, row)?;
-            } else if row.cell.content != Content::Empty
-                || row.cell.written.is_some()
-                || row.cell.expiry.is_some()
-            {
+            } else if row.cell != stub(&row.cell) {
                 self.documents.clear(store, shard, key, row.cell.life + 1)?;
                 let was = Counted::of(&row);
-                let cell = Cell { life: row.cell.life, deleted_at: row.cell.deleted_at, ..Cell::default() };
-                self.put_value(store, shard, key, &was, &ValueRow { parked: None, cell, ..row });
+                let row = ValueRow { parked: None, cell: stub(&row.cell), ..row };
+                self.put_value(store, shard, key, &was, &row);
                 self.event(Event::Collected);
             }
         }
@@ -162,4 +159,11 @@ impl Replica {
 /// The scope of a shard, as far as its description can be read.
 pub(crate) fn scope_of(store: &Store, shard: ShardId) -> Option<ScopeName> {
     Some(store.shard(shard).ok()??.scope.name)
+}
+
+/// What stays of a hidden life: what the next write must be stamped above.
+fn stub(cell: &Cell) -> Cell {
+    // A later word on the expiry binds writes that go on in this life.
+    let expiry = cell.expiry.filter(|expiry| Some(expiry.set.0) > cell.deleted_at);
+    Cell { life: cell.life, deleted_at: cell.deleted_at, expiry, ..Cell::default() }
 }

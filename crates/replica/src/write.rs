@@ -14,7 +14,7 @@ use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, Val
 
 use crate::census::Counted;
 use crate::documents::LoadError;
-use crate::limits::WAITING_WRITES;
+use crate::limits::{MAX_LIFE, WAITING_WRITES};
 use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, log_key};
 use crate::waiting::Waiting;
 
@@ -513,6 +513,9 @@ impl Replica {
         let known = *cell != Cell::default();
         let reborn = known && !cell.alive() && record.kind != Kind::Register;
         let next_life = cell.life + u64::from(beyond || reborn);
+        if next_life > MAX_LIFE {
+            return Err(WriteError::Damaged(format!("it has had {MAX_LIFE} lives, there is no next one")));
+        }
         let put_expiry = match (write.expiry, record.policy.expiry) {
             (ExpiryChange::Keep, Some(after)) => ExpiryChange::At(
                 now.wall_ms.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),

@@ -8,11 +8,12 @@ use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
 use tropism_crdt::{Body, Change, ExpiryChange, NodeId, Origin};
 use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica, Status, Write,
-    WriteDone, WriteError, WriteOp,
+    Compare, Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica,
+    Status, Write, WriteDone, WriteError, WriteOp,
 };
 use tropism_storage::{
-    Batch, EditKey, Engine, MemoryEngine, Reads, Space, Store, StoreKey, ValueKey, ValueRow, View,
+    Batch, ClockRow, EditKey, Engine, MemoryEngine, NodeKey, Reads, Space, Store, StoreKey, ValueKey,
+    ValueRow, View,
 };
 
 const REGIONS: &str = r#"
@@ -97,6 +98,14 @@ impl Pair {
         [keys.alive, keys.deleted, keys.stubs, keys.parked]
     }
 
+    /// The node is gone, its peer notices, and it starts again: on this store, or else on its own.
+    fn replace(&mut self, at: usize, store: Option<Store>) {
+        self.turn(1 - at, Input::LinkDown(id(at)));
+        let fresh = Store::open(Box::new(MemoryEngine::new())).unwrap();
+        let own = std::mem::replace(&mut self.nodes[at].store, fresh);
+        self.nodes[at] = boot(self.now, at, store.unwrap_or(own));
+    }
+
     fn hello(&self, of: usize) -> Hello {
         self.nodes[of].replica.hello(&self.nodes[of].store, id(1 - of))
     }
@@ -122,12 +131,16 @@ impl Pair {
 
     /// Time passes.
     fn wait_ms(&mut self, ms: u64) {
+        self.wait_ms_without(ms, |_| false);
+    }
+
+    fn wait_ms_without(&mut self, ms: u64, lost: impl Fn(&Frame) -> bool) {
         for _ in 0..ms.div_ceil(50) {
             self.now.mono_us += 50_000;
             self.now.wall_ms += 50;
             self.turn(0, Input::Tick);
             self.turn(1, Input::Tick);
-            self.settle();
+            self.settle_without(&lost);
         }
     }
 
@@ -213,7 +226,7 @@ fn boot(now: Now, node: usize, mut store: Store) -> Node {
         node: id(node),
         region: names[node].clone(),
         boot_random: now.mono_us,
-        new_store_id: node as u128 + 1,
+        new_store_id: u128::from(now.mono_us) * 2 + node as u128,
         peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
         rules: regions.rules().clone(),
         cache_bytes: 1 << 20,
@@ -456,6 +469,168 @@ fn a_store_behind_what_a_peer_saw_of_it_is_short() {
     hello.saw_you = Some((own.store_id, seen));
     pair.turn(0, Input::LinkUp(hello));
     assert!(pair.events(0).iter().any(|event| matches!(event, Event::Short { .. })));
+}
+
+#[test]
+fn an_old_copy_is_short_however_far_it_has_come_since() {
+    let mut pair = Pair::apart();
+    pair.wait_ms(2_000);
+    // What the peer saw of a life before lies behind what the copy was found with, not behind where it is now.
+    let own = pair.hello(0);
+    let mut seen = tropism_storage::rows::Seen::default();
+    (seen.incarnation, seen.commit) = (own.origin.incarnation + 1, 2);
+    assert!(seen.commit < own.head.commit, "it has passed that number by itself");
+    let mut hello = pair.hello(1);
+    hello.saw_you = Some((own.store_id, seen));
+    pair.turn(0, Input::LinkUp(hello));
+    assert!(pair.events(0).iter().any(|event| matches!(event, Event::Short { .. })));
+}
+
+#[test]
+fn a_node_with_an_empty_store_gets_back_what_it_wrote_and_nothing_is_stable_before() {
+    let mut pair = Pair::linked();
+    for key in ["k1", "k2"] {
+        pair.write(0, write("cache/c", key, bytes("mine"))).unwrap();
+        pair.write(1, write("cache/c", key, bytes("yours"))).unwrap();
+    }
+    pair.wait_ms(1_000);
+    let before = pair.nodes[1].replica.stable_commit();
+    assert!(before > 0);
+    pair.replace(0, Some(Store::open(Box::new(MemoryEngine::new())).unwrap()));
+    // The first connection is lost before anything was told, the second one is of a store that is known by now.
+    for lossy in [true, false] {
+        let (a, b) = (pair.hello(0), pair.hello(1));
+        pair.turn(0, Input::LinkUp(b));
+        pair.turn(1, Input::LinkUp(a));
+        pair.settle_without(|_| lossy);
+        if lossy {
+            pair.wait_ms_without(500, |_| true);
+            assert_eq!(pair.nodes[1].replica.stable_commit(), 0, "the empty store has nothing");
+            pair.turn(0, Input::LinkDown(id(1)));
+            pair.turn(1, Input::LinkDown(id(0)));
+        }
+    }
+    pair.wait_ms(500);
+    let vectors = [0, 1].map(|node| pair.nodes[node].store.vector(shard("cache/c")).unwrap());
+    assert_eq!(vectors[0], vectors[1]);
+    assert_eq!(pair.value(0, "cache/c", "k1").cell, pair.value(1, "cache/c", "k1").cell);
+}
+
+#[test]
+fn a_closed_time_does_not_pass_what_is_reserved() {
+    let mut pair = Pair::linked();
+    pair.wait_ms(600);
+    // The node is back within its reservation, and hears a stamp from beyond it: a crash now would forget that.
+    pair.replace(0, None);
+    let clock: ClockRow = pair.nodes[0].store.row(Space::Node, &NodeKey::Clock.encode()).unwrap().unwrap();
+    let reserved_ms = clock.reserved_ms;
+    pair.now.wall_ms = reserved_ms - 10;
+    pair.link();
+    let own = pair.now;
+    pair.now.wall_ms = reserved_ms + 300;
+    pair.write(1, write("cache/c", "k", bytes("from a fast clock"))).unwrap();
+    pair.now = own;
+    pair.settle();
+    assert!(pair.value(0, "cache/c", "k").cell.last_stamp().unix_ms() > reserved_ms);
+    let mut told = Vec::new();
+    for _ in 0..8 {
+        pair.now.mono_us += 200_000;
+        pair.turn(0, Input::Tick);
+        told.extend(pair.nodes[0].outputs.drain(..).filter_map(|output| match output {
+            Output::Send { frame: Frame { body: FrameBody::Heartbeat(beat), .. }, .. } => Some(beat.closed),
+            _ => None,
+        }));
+    }
+    assert!(told.iter().all(|closed| closed.unix_ms() <= reserved_ms), "{told:?} {reserved_ms}");
+    assert!(!told.is_empty());
+}
+
+#[test]
+fn a_stub_keeps_an_expiry_that_is_stamped_above_its_delete() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("cache/c", "k", bytes("old"))).unwrap();
+    pair.wait_ms(300);
+    // A clock that is an hour ahead says when the key expires; it is deleted as of then, and the delete becomes stable.
+    let own = pair.now;
+    pair.now.wall_ms += 3_600_000;
+    let expire = write("cache/c", "k", WriteOp::Expire);
+    pair.write(1, Write { expiry: ExpiryChange::At(own.wall_ms + 200), ..expire }).unwrap();
+    pair.now = own;
+    pair.settle();
+    pair.wait_ms(4_000);
+    assert_eq!(pair.value(0, "cache/c", "k").cell.written, None, "what stays is a stub");
+    pair.write(0, write("cache/c", "k", bytes("new"))).unwrap();
+    pair.wait_ms(300);
+    for node in 0..2 {
+        let cell = pair.value(node, "cache/c", "k").cell;
+        assert!(cell.visible(pair.now.wall_ms), "acknowledged, so shown");
+        assert_eq!(cell.life, 1, "above what a member shows that has the expiry still");
+    }
+}
+
+#[test]
+fn a_life_near_the_last_number_is_refused() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("cache/c", "k", bytes("sound"))).unwrap();
+    let sent = pair.nodes[0].store.changes(shard("cache/c"), pair.hello(0).origin, 1, 1).next().unwrap();
+    let lie = Change { life: u64::MAX, key: "l".into(), ..Change::decode(&sent.unwrap()).unwrap() };
+    let frame = Frame { round: 0, number: 9_999, body: FrameBody::Changes(vec![lie.encode()]) };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    assert!(pair.events(1).iter().any(|event| matches!(event, Event::Refused { .. })));
+    pair.settle();
+    assert!(pair.write(1, write("cache/c", "l", bytes("mine"))).is_ok());
+}
+
+#[test]
+fn a_range_that_a_peer_names_often_is_answered_once() {
+    let mut pair = Pair::linked();
+    let compare = Compare { group: 7, level: 0, sums: vec![(0, 1); 10_000] };
+    let frame = Frame { round: 0, number: 9_999, body: FrameBody::Compare(compare) };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    let answers = pair.nodes[1].outputs.iter().filter_map(|output| match output {
+        Output::Send { frame: Frame { body: FrameBody::Compare(answer), .. }, .. } => Some(answer.sums.len()),
+        _ => None,
+    });
+    assert_eq!(answers.collect::<Vec<_>>(), [64]);
+}
+
+#[test]
+fn a_node_whose_change_found_no_room_is_not_closed() {
+    let mut pair = Pair::linked();
+    pair.wait_ms(500);
+    let ghost = Origin { node: NodeId::new("ghost").unwrap(), incarnation: 1, random: 1 };
+    let done = pair.write(0, write("cache/c", "k", bytes("v"))).unwrap();
+    let late = |frame: &Frame| matches!(frame.body, FrameBody::Changes(_));
+    let mut held = Vec::new();
+    for output in std::mem::take(&mut pair.nodes[0].outputs) {
+        match output {
+            Output::Send { frame, .. } if late(&frame) => held.push(frame),
+            Output::Send { frame, .. } => pair.turn(1, Input::Frame { from: id(0), frame }),
+            _ => {}
+        }
+    }
+    let FrameBody::Changes(changes) = &held[0].body else { panic!("{held:?}") };
+    let real = Change::decode(&changes[0]).unwrap();
+    // Eight changes of somebody else wait already, and fill the room.
+    let body = Body::Register { content_type: String::new(), bytes: Bytes::from(vec![0; 1 << 20]) };
+    let waiting = (2..10).map(|seq| Change { origin: ghost, seq, body: body.clone(), ..real.clone() });
+    for change in waiting {
+        // An old number disturbs no order.
+        let frame = Frame { round: 0, number: 0, body: FrameBody::Changes(vec![change.encode()]) };
+        pair.turn(1, Input::Frame { from: id(0), frame });
+    }
+    let fills = Change { deps: vec![(ghost, 9)], body, ..real };
+    let frame = Frame { body: FrameBody::Changes(vec![fills.encode()]), ..held[0].clone() };
+    pair.turn(1, Input::Frame { from: id(0), frame });
+    assert!(pair.events(1).iter().any(|event| matches!(event, Event::PendingFull)));
+    for _ in 0..5 {
+        pair.now.mono_us += 200_000;
+        pair.now.wall_ms += 200;
+        pair.turn(0, Input::Tick);
+        pair.settle_without(late);
+    }
+    let closed = pair.nodes[1].replica.status(pair.now).links[0].closed.unwrap();
+    assert!(closed < done.stamp, "{closed} is told closed, and {} is not there", done.stamp);
 }
 
 #[test]

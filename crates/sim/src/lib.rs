@@ -7,10 +7,13 @@
 //! reads a clock or the system's randomness: the same seed gives the same trace, to the bit.
 
 pub mod checkers;
+mod config;
 pub mod disk;
 pub mod network;
+pub mod report;
 pub mod rng;
 pub mod world;
 
 pub use checkers::Checkers;
-pub use world::{Report, Size, run};
+pub use report::{Report, Sabotage, Size};
+pub use world::run;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tropism_sim::{Report, Size, run, world::Sabotage};
+use tropism_sim::{Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
 const FAILED: [(u64, &str); 3] = [

@@ -61,6 +61,20 @@ pub trait Reads: View {
         Ok(self.get(Space::Log, key.encode().as_bytes())?)
     }
 
+    /// Index rows of the commits `from..to`, in order; of the open batch nothing.
+    fn commit_rows<'a>(
+        &'a self,
+        from: u64,
+        to: u64,
+    ) -> Box<dyn Iterator<Item = Result<(u64, CommitRow), StoreError>> + 'a> {
+        let (start, end) = (NodeKey::Commit(from).encode(), NodeKey::Commit(to.max(from)).encode());
+        Box::new(self.scan(Space::Node, start.as_bytes(), end.as_bytes()).map(|row| {
+            let (key, value) = row?;
+            let number = key.last_chunk::<8>().map_or(0, |number| u64::from_be_bytes(*number));
+            Ok((number, decode(Space::Node, &value)?))
+        }))
+    }
+
     /// Keys of a shard in order, from `from` on (before `to`, when given), as `(key, row)`.
     fn values<'a>(
         &'a self,
@@ -271,20 +285,6 @@ impl Store {
     /// The index row of a commit; `None` where nothing was logged or the log was trimmed.
     pub fn commit_row(&self, number: u64) -> Result<Option<CommitRow>, StoreError> {
         self.engine.row(Space::Node, &NodeKey::Commit(number).encode())
-    }
-
-    /// Index rows of the commits `from..to`, in order.
-    pub fn commit_rows(
-        &self,
-        from: u64,
-        to: u64,
-    ) -> impl Iterator<Item = Result<(u64, CommitRow), StoreError>> + '_ {
-        let (start, end) = (NodeKey::Commit(from).encode(), NodeKey::Commit(to).encode());
-        self.engine.scan(Space::Node, start.as_bytes(), end.as_bytes()).map(|row| {
-            let (key, value) = row?;
-            let number = key.last_chunk::<8>().map_or(0, |number| u64::from_be_bytes(*number));
-            Ok((number, decode(Space::Node, &value)?))
-        })
     }
 
     /// At least the next `rows` rows of a space from `from` on, the open batch's included; and where to go on, `None`

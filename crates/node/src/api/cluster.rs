@@ -16,7 +16,7 @@ use tropism_wire::error::echo;
 use tropism_wire::v1::cluster_service_server::ClusterService;
 use tropism_wire::{Problem, Reason, v1};
 
-use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, commit_rows, stopping, unreadable};
+use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, stopping, unreadable};
 use crate::driver::{Published, wall_ms};
 use crate::traffic::Line;
 
@@ -140,7 +140,7 @@ impl Backlog {
     /// Those in the log behind the peer's cursor which it did not make.
     fn count(link: &LinkStatus, published: &Published) -> Result<Self, StoreError> {
         let snapshot = published.snapshot.as_ref();
-        let rows = commit_rows(snapshot, link.cursor + 1, published.head.commit + 1);
+        let rows = snapshot.commit_rows(link.cursor + 1, published.head.commit + 1);
         let mut backlog = Self::default();
         for row in rows.take(COUNTED_COMMITS) {
             for key in row?.1.changes.iter().filter(|key| key.origin.node != link.peer.node) {

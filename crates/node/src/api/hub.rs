@@ -18,7 +18,7 @@ use tropism_storage::{LogKey, Reads, Space, StoreError, ValueRow, View};
 use tropism_wire::v1::{self, WatchEventType};
 use tropism_wire::{Problem, Reason};
 
-use super::{commit_rows, value};
+use super::value;
 use crate::driver::{Handle, Published, wall_ms};
 
 /// Changes of one pass: what is read before anything of it is given out.
@@ -239,7 +239,7 @@ impl Hub {
             (state.commit, state.done)
         };
         let mut logged: Vec<(u64, usize, LogKey)> = Vec::new();
-        for row in commit_rows(snapshot, commit, published.head.commit + 1) {
+        for row in snapshot.commit_rows(commit, published.head.commit + 1) {
             let (number, row) = row?;
             let skip = if number == commit { done } else { 0 };
             logged.extend(row.changes.into_iter().enumerate().skip(skip).map(|(at, key)| (number, at, key)));

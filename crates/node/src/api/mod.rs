@@ -16,11 +16,10 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tonic::service::Routes;
 use tonic::{Extensions, Request};
-use tropism_crdt::{NodeId, Origin, Vector};
+use tropism_crdt::NodeId;
 use tropism_placement::{RegionName, Regions, Rule, Rules, ScopeId, ScopeName, ShardId, shard_index};
 use tropism_replica::{Now, Peer};
-use tropism_storage::rows::{CommitRow, Row};
-use tropism_storage::{NodeKey, Reads, Space, StoreError, View};
+use tropism_storage::StoreError;
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
 use tropism_wire::v1::scope_service_server::ScopeServiceServer;
@@ -52,8 +51,6 @@ use hub::Hub;
 /// Session tokens longer than this, in bytes, are searched for entries that are stable by now: a short one is not worth
 /// the look into the log.
 const LONG_TOKEN_BYTES: usize = 1 << 10;
-/// Commits that are searched for it at most; while more are unstable (a region is cut off), tokens stay as they are.
-const SEARCHED_COMMITS: u64 = 256;
 /// Scans that run at once: each holds up to three messages of 256 KiB.
 const CONCURRENT_SCANS: usize = 256;
 
@@ -245,7 +242,7 @@ impl Inner {
     /// The session token of a call.
     fn token(&self, field: &str, body: &Bytes, call: &Call) -> Result<Token, Problem> {
         let bytes = from_proto::token(field, body, &call.metadata)?;
-        Token::decode(&bytes, self.seal).map_err(|error| {
+        self.seal.read(&bytes).map_err(|error| {
             let message =
                 format!("{field} is no session token of this cluster: {error}; begin a new session");
             Problem::invalid_argument(Reason::BadToken, field, message)
@@ -266,7 +263,7 @@ impl Inner {
         loop {
             commits.borrow_and_update(); // before looking: what comes after is not missed
             let published = self.handle.published();
-            let missing = missing(published.snapshot.as_ref(), token, shards)?;
+            let missing = token.missing(published.snapshot.as_ref(), shards).map_err(unreadable)?;
             if missing.is_empty() {
                 return Ok(published);
             }
@@ -318,67 +315,21 @@ impl Inner {
         if token.is_empty() {
             return Bytes::new();
         }
-        let bytes = token.encode(self.seal);
+        let bytes = self.seal.token(&token);
         let everything = published.stable_commit >= published.head.commit;
         if bytes.len() <= LONG_TOKEN_BYTES && !everything {
             return bytes;
         }
         match forget_stable(&mut token, published) {
-            Ok(()) => token.encode(self.seal),
+            Ok(()) => self.seal.token(&token),
             Err(_) => bytes, // a node that cannot read its log has other worries, and the token is right
         }
     }
 }
 
-/// The nodes whose changes the token names and the snapshot lacks.
-fn missing(snapshot: &dyn View, token: &Token, shards: &[ShardId]) -> Result<BTreeSet<NodeId>, Problem> {
-    let mut missing = BTreeSet::new();
-    for shard in shards {
-        let Some(wanted) = token.get(shard) else { continue };
-        let vector = snapshot.vector(*shard).map_err(unreadable)?;
-        missing.extend(wanted.risen_since(&vector).into_iter().map(|(origin, _)| origin.node));
-    }
-    Ok(missing)
-}
-
-/// Leaves out what every member has.
+/// Leaves out of a token what every member has.
 fn forget_stable(token: &mut Token, published: &Published) -> Result<(), StoreError> {
-    let snapshot = published.snapshot.as_ref();
-    let unstable = published.stable_commit.saturating_add(1)..published.head.commit.saturating_add(1);
-    if unstable.end.saturating_sub(unstable.start) > SEARCHED_COMMITS {
-        return Ok(());
-    }
-    let mut first_unstable: BTreeMap<(ShardId, Origin), u64> = BTreeMap::new();
-    for row in commit_rows(snapshot, unstable.start, unstable.end) {
-        for key in row?.1.changes {
-            first_unstable.entry((key.shard, key.origin)).or_insert(key.seq);
-        }
-    }
-    let mut vectors: BTreeMap<ShardId, Vector> = BTreeMap::new();
-    for (shard, _) in token.iter() {
-        vectors.insert(*shard, snapshot.vector(*shard)?);
-    }
-    token.retain(|shard, origin, seq| {
-        let applied = vectors.get(shard).is_some_and(|vector| vector.includes(origin, seq));
-        !applied || first_unstable.get(&(*shard, *origin)).is_some_and(|first| *first <= seq)
-    });
-    Ok(())
-}
-
-/// Index rows of the commits `from..to` of a snapshot, in order.
-fn commit_rows(
-    snapshot: &dyn View,
-    from: u64,
-    to: u64,
-) -> impl Iterator<Item = Result<(u64, CommitRow), StoreError>> + '_ {
-    let (start, end) = (NodeKey::Commit(from).encode(), NodeKey::Commit(to.max(from)).encode());
-    snapshot.scan(Space::Node, start.as_bytes(), end.as_bytes()).map(|row| {
-        let (key, value) = row?;
-        let number = key.last_chunk::<8>().map_or(0, |number| u64::from_be_bytes(*number));
-        let row = CommitRow::decode(&value)
-            .map_err(|problem| StoreError::Damaged { space: Space::Node.name(), problem })?;
-        Ok((number, row))
-    })
+    token.forget_stable(published.snapshot.as_ref(), published.stable_commit, published.head.commit)
 }
 
 /// Everything acknowledged in these regions longer ago than this is included, in ms; the greatest number while one of

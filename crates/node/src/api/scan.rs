@@ -224,7 +224,7 @@ pub(super) async fn start(
         range,
         left: if request.limit == 0 { u64::MAX } else { request.limit },
         keys_only: request.keys_only,
-        token: token.encode(api.seal),
+        token: api.seal.token(&token),
         pages,
         messages,
         _permit: permit,

@@ -217,8 +217,8 @@ impl Inner {
         let options = self.options(options, call)?;
         self.reached(&options.token, &[scope.shard(&draft.key)], options.deadline).await?;
         let done = self.write(scope, draft, &options, options.request_id).await?;
-        let published = self.handle.published();
-        let token = seen_by_writes(options.token, std::iter::once(&done), &published);
+        let (mut token, published) = (options.token, self.handle.published());
+        token.wrote(std::iter::once(&done), published.stable_commit);
         let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
         Ok((done, answer))
     }
@@ -240,32 +240,12 @@ impl Inner {
             async move { self.write(scope, draft?, options, request_id).await }
         };
         let outcomes = all((0..).zip(drafts).map(|(index, draft)| write(index, draft))).await;
+        let mut token = options.token;
         let published = self.handle.published();
-        let token = seen_by_writes(options.token, outcomes.iter().flatten(), &published);
+        token.wrote(outcomes.iter().flatten(), published.stable_commit);
         let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
         Ok((outcomes, answer))
     }
-}
-
-/// What a session has seen after its writes. A write depends on everything its origin had of the shard, so it stands for
-/// all that the token said there. What every member has is left out.
-fn seen_by_writes<'a>(
-    mut token: Token,
-    writes: impl Iterator<Item = &'a WriteDone>,
-    published: &Published,
-) -> Token {
-    let mut written = Token::default();
-    for done in writes.filter(|done| done.commit > published.stable_commit) {
-        if let Some((origin, seq)) = done.change {
-            // An earlier sending may have come before what the token says.
-            let seen = if done.replayed { &mut token } else { &mut written };
-            seen.add(done.shard, origin, seq);
-        }
-    }
-    for (shard, vector) in written.iter() {
-        token.set(*shard, vector.clone());
-    }
-    token
 }
 
 /// Starts every future, then waits for each.
@@ -294,11 +274,7 @@ fn read(
     token: &mut Token,
 ) -> Result<Option<v1::Entry>, Problem> {
     let Some(row) = published.snapshot.value(shard, key).map_err(unreadable)? else { return Ok(None) };
-    if row.commit > published.stable_commit {
-        for (origin, seq) in &row.last {
-            token.add(shard, *origin, *seq);
-        }
-    }
+    token.saw(shard, &row, published.stable_commit);
     if row.parked.is_none() && !row.cell.visible(now_ms) {
         return Ok(None);
     }

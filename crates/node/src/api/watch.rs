@@ -159,7 +159,7 @@ fn resume(seal: Seal, bytes: &[u8], shards: &[ShardId]) -> Result<Token, Problem
             Problem::resource_exhausted(Reason::TokenTooLarge, "resume_token_bytes", most, message).at(FIELD)
         );
     }
-    let mut token = Token::decode(bytes, seal).map_err(|error| {
+    let mut token = seal.read(bytes).map_err(|error| {
         let message =
             format!("{FIELD} is none of this scope and target: {error}; watch with initial values instead");
         Problem::invalid_argument(Reason::BadResumeToken, FIELD, message)
@@ -194,7 +194,7 @@ impl Watch {
         loop {
             match begin {
                 Begin::Now => {
-                    self.resume_token = self.told.encode_always(self.seal);
+                    self.resume_token = self.seal.token_always(&self.told);
                     self.send(Vec::new()).await?;
                 }
                 Begin::Values => self.values().await?,
@@ -202,7 +202,7 @@ impl Watch {
             }
             self.catch_up().await?;
             if begin != Begin::Now {
-                self.resume_token = self.told.encode_always(self.seal);
+                self.resume_token = self.seal.token_always(&self.told);
                 self.send(vec![marker(WatchEventType::Current)]).await?;
             }
             self.live().await?;
@@ -311,7 +311,7 @@ impl Watch {
                         if let Some(settled) = self.subscription.settled() {
                             let settled = self.vectors(&settled)?;
                             self.told.merge(&settled);
-                            self.resume_token = self.told.encode_always(self.seal);
+                            self.resume_token = self.seal.token_always(&self.told);
                         }
                         self.send(Vec::new()).await?;
                     }
@@ -352,7 +352,7 @@ impl Watch {
             bytes += size;
             message.push(event);
         }
-        self.resume_token = self.told.encode_always(self.seal);
+        self.resume_token = self.seal.token_always(&self.told);
         self.send(message).await
     }
 

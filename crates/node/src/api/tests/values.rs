@@ -13,7 +13,6 @@ use super::{
     World, content, document, expiry, foreign_origin, problem, put_request, register, seal, shard, value,
     within,
 };
-use crate::token::Token;
 
 #[tokio::test]
 async fn a_register_is_read_back_with_its_type_version_stamp_and_who_answered() {
@@ -126,16 +125,16 @@ async fn a_token_of_what_is_there_is_read_after_and_what_it_names_elsewhere_is_w
     let response = world.client.clone().get(get(&token)).await.unwrap().into_inner();
     assert_eq!(response.answer.unwrap().token, token);
 
-    let mut ahead = Token::decode(&token, seal()).unwrap();
+    let mut ahead = seal().read(&token).unwrap();
     let home = *ahead.iter().next().unwrap().0;
     ahead.add(home, foreign_origin(), 3);
     let before = world.state();
-    let status = world.api.get(within(30, get(&ahead.encode(seal())))).await.unwrap_err();
+    let status = world.api.get(within(30, get(&seal().token(&ahead)))).await.unwrap_err();
     let refused = problem(&status);
     assert_eq!((status.code(), refused.reason()), (Code::Unavailable, Reason::TokenAhead));
     assert_eq!((refused.fact("nodes"), refused.fact("regions")), (Some("there-1"), Some("there")));
     assert!(refused.retry_delay().is_some());
-    let options = Some(v1::WriteOptions { token: ahead.encode(seal()), ..Default::default() });
+    let options = Some(v1::WriteOptions { token: seal().token(&ahead), ..Default::default() });
     let put = v1::PutRequest { options, ..put_request("cache/pages", "home", register("new")) };
     let status = world.api.put(within(30, put)).await.unwrap_err();
     assert_eq!(problem(&status).reason(), Reason::TokenAhead);
@@ -149,7 +148,7 @@ async fn an_answer_covers_the_token_that_was_sent_and_a_write_stands_for_all_of_
     let options = Some(v1::WriteOptions { token: one.clone(), ..Default::default() });
     let put = v1::PutRequest { options, ..put_request("brief/notes", "a", register("2")) };
     let both = world.client.clone().put(put).await.unwrap().into_inner().answer.unwrap().token;
-    let (one, both) = (Token::decode(&one, seal()).unwrap(), Token::decode(&both, seal()).unwrap());
+    let (one, both) = (seal().read(&one).unwrap(), seal().read(&both).unwrap());
     assert_eq!((one.iter().count(), both.iter().count()), (1, 2));
     assert!(one.iter().all(|(shard, vector)| both.get(shard) == Some(vector)));
     assert_eq!(both.get(&shard("brief/notes", 0)).unwrap().iter().next().unwrap().1, 1);

@@ -204,7 +204,7 @@ async fn where_the_log_does_not_reach_back_the_watch_resets_and_sends_the_values
     let world = World::over(trimmed(), 1 << 20).await;
     let mut old = Token::default();
     old.add(shard("brief/notes", 0), foreign_origin(), 2);
-    let resume_token = old.encode(seal().of(&["watch", "brief/notes", "prefix", ""]));
+    let resume_token = seal().of(&["watch", "brief/notes", "prefix", ""]).token(&old);
     let request =
         |resume_token| v1::WatchRequest { scope: "brief/notes".into(), resume_token, ..Default::default() };
     let mut stream = watch(&world, request(resume_token.clone())).await;
