@@ -284,7 +284,7 @@ impl Replica {
                 }
             };
             let heads = document.heads().hashes().to_vec();
-            row.cell.content = Content::Document { heads, json: document.to_canonical_json().into() };
+            row.cell.content = Content::Document { heads, json: document.shown() };
             self.documents.save(store, id, key, &raw[..applied]);
             if let Some(reason) = refused {
                 let reason = reason.to_string();

@@ -574,7 +574,9 @@ fn document_refused(error: &DocumentError, field: &str) -> Problem {
             Problem::aborted(Reason::TooManyBranches, error.to_string()).at("base_version")
         }
         DocumentError::Damaged { .. } => Problem::data_loss(Reason::KeyParked, error.to_string()),
-        DocumentError::Refused { .. } | DocumentError::NotPassed { .. } => Problem::internal(error.to_string()),
+        DocumentError::Refused { .. } | DocumentError::NotPassed { .. } => {
+            Problem::internal(error.to_string())
+        }
     }
 }
 
