@@ -32,7 +32,7 @@ pub(crate) struct Row {
 
 /// Measures everything whose name contains `filter`, and says each row as it comes.
 pub(crate) fn run(filter: &str, mut say: impl FnMut(&Row)) -> Result<Vec<Row>> {
-    let parts: [(&str, fn(&mut Rows<'_>) -> Result<()>); 7] = [
+    let parts: [(&str, Part); 7] = [
         ("create", create),
         ("hot", hot),
         ("replica", replica),
@@ -49,6 +49,8 @@ pub(crate) fn run(filter: &str, mut say: impl FnMut(&Row)) -> Result<Vec<Row>> {
     }
     Ok(rows.rows)
 }
+
+type Part = fn(&mut Rows<'_>) -> Result<()>;
 
 struct Rows<'s> {
     rows: Vec<Row>,
@@ -207,12 +209,13 @@ fn counter(rows: &mut Rows<'_>) -> Result<()> {
     document.replace(&small(0)?, None, &paths, 0)?;
     let increment = [PatchOp::Increment { path: Pointer::parse("/visits")?, by: 1 }];
     let mut count = 0;
-    for behind in [1, 100, 1_000, 10_000] {
+    for behind in [1, 1_000, 10_000] {
         while count < behind {
             document.patch(&increment, None, &paths, 0)?;
             count += 1;
         }
-        rows.measure(&format!("counter: increment behind {behind}"), 20, |_| {
+        // As many as change hands with automerge together, and then some.
+        rows.measure(&format!("counter: increment behind {behind}"), 128, |_| {
             count += 1;
             ensure!(document.patch(&increment, None, &paths, 0)?.is_some());
             black_box(document.to_canonical_json());

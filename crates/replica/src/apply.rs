@@ -322,7 +322,7 @@ impl Replica {
                 }
             };
             let heads = document.heads().hashes().to_vec();
-            row.cell.content = Content::Document { heads, json: document.to_canonical_json().into() };
+            row.cell.content = Content::Document { heads, json: document.shown() };
             self.documents.save(store, id, key, &raw[..applied]);
             self.note_history(id, key);
             if let Some(reason) = refused {

@@ -156,7 +156,7 @@ impl Documents {
         store: &Store,
         (shard, key, life): (ShardId, &str, u64),
         changes: &[PeerChange<'_>],
-    ) -> Result<(&Document, usize, Option<GateError>), LoadError> {
+    ) -> Result<(&mut Document, usize, Option<GateError>), LoadError> {
         let (mut good, mut refused) = (changes.len(), None);
         while let Err(error) = self.get(store, shard, key, life)?.document.apply(&changes[..good]) {
             if error.spoiled {
@@ -183,7 +183,7 @@ impl Documents {
             let Some(first) = first.or((good == 1).then_some(0)) else { break };
             good = first;
         }
-        Ok((&self.get(store, shard, key, life)?.document, good, refused))
+        Ok((&mut self.get(store, shard, key, life)?.document, good, refused))
     }
 
     /// Stores what a document became by the raw changes given.
@@ -193,7 +193,9 @@ impl Documents {
         let life = loaded.life;
         let grown: usize = changes.iter().map(|change| change.len()).sum();
         let full = loaded.parts_bytes + grown > loaded.saved_bytes.max(MIN_PARTS_BYTES);
-        if full {
+        // A document that does not settle, a defect, is not lost: its changes are in its parts.
+        let settled = !full || loaded.document.settle().is_ok();
+        if full && settled {
             let saved = loaded.document.save();
             store.put_edit(&EditKey { shard, key, life, part: 0 }, &saved);
             for part in 1..=loaded.parts {
@@ -216,6 +218,9 @@ impl Documents {
         let cost = loaded.document.estimated_bytes();
         self.bytes = self.bytes + cost - loaded.cost;
         loaded.cost = cost;
+        if !settled {
+            self.forget(shard, key);
+        }
     }
 
     /// Look-ups that found a document in memory, and that did not.

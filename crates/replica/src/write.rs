@@ -628,7 +628,7 @@ impl Replica {
         match outcome {
             Ok(change) => {
                 let heads = document.heads().hashes().to_vec();
-                let content = Content::Document { heads, json: document.to_canonical_json().into() };
+                let content = Content::Document { heads, json: document.shown() };
                 Ok(Ok((change.unwrap_or_default().into(), content)))
             }
             Err(error) => {

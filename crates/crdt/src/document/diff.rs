@@ -51,7 +51,7 @@ impl Step {
 
 /// How the policy wants the values at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Plain,
     Text,
     Counter,
@@ -311,14 +311,7 @@ impl<'w, 'd> Writer<'w, 'd> {
         if self.paths.text.is_empty() && self.paths.counters.is_empty() {
             return Kind::Plain;
         }
-        let path: Vec<Segment<'_>> = self.path.iter().map(Step::as_segment).collect();
-        if self.paths.counters.iter().any(|pattern| pattern.matches(&path)) {
-            Kind::Counter
-        } else if self.paths.text.iter().any(|pattern| pattern.matches(&path)) {
-            Kind::Text
-        } else {
-            Kind::Plain
-        }
+        kind_at(self.paths, &self.path.iter().map(Step::as_segment).collect::<Vec<_>>())
     }
 
     fn counter_value(&self, value: &Json) -> Result<i128, DocumentError> {
@@ -382,6 +375,17 @@ impl<'w, 'd> Writer<'w, 'd> {
             return Ok(());
         };
         Err(DocumentError::TooLarge { what, size, limit })
+    }
+}
+
+/// How the policy wants the values at `path`.
+pub(super) fn kind_at(paths: &Paths, path: &[Segment<'_>]) -> Kind {
+    if paths.counters.iter().any(|pattern| pattern.matches(path)) {
+        Kind::Counter
+    } else if paths.text.iter().any(|pattern| pattern.matches(path)) {
+        Kind::Text
+    } else {
+        Kind::Plain
     }
 }
 

@@ -22,9 +22,9 @@ use crate::codec::{DecodeError, Reader};
 use crate::json::MAX_DEPTH;
 
 /// First bytes of everything automerge writes.
-const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
+pub(super) const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 /// The chunk type of a change that is not deflated, the only one that travels.
-const CHANGE_CHUNK: u8 = 1;
+pub(super) const CHANGE_CHUNK: u8 = 1;
 /// What automerge puts before an actor, with the branch's number, when it writes at an old version.
 const BRANCH_MARK: [u8; 4] = [0x13, 0xb2, 0x23, 0x09];
 /// Most values one change says it overwrites: each of its operations ten concurrent ones.
@@ -144,6 +144,11 @@ impl Document {
     /// automerge panic is refused too (the panic hook sees it).
     pub fn apply(&mut self, changes: &[PeerChange<'_>]) -> Result<Applied, GateError> {
         let panicked = || GateErrorKind::Refused { problem: "panicked".to_owned() };
+        self.settle().map_err(|error| GateError {
+            change: None,
+            kind: GateErrorKind::Refused { problem: error.to_string() },
+            spoiled: true,
+        })?;
         let mut batch = Batch::default();
         for (index, change) in changes.iter().enumerate() {
             let result = catch_unwind(AssertUnwindSafe(|| batch.examine(&self.automerge, *change)));
@@ -152,10 +157,11 @@ impl Document {
         }
         let (applied, bytes) = (batch.changes.len(), batch.bytes);
         if applied > 0 {
+            self.ahead.merged(self.automerge.get_actor(), batch.changes.iter());
             let result = catch_unwind(AssertUnwindSafe(|| batch.apply(&mut self.automerge)));
             let refused = |kind| GateError { change: None, kind, spoiled: true };
             let (shown, shape) = result.unwrap_or_else(|_| Err(panicked())).map_err(refused)?;
-            (self.shown, self.bound) = (Some(shown), Some(shape));
+            (self.shown, self.bound) = (Some(shown.into()), Some(shape));
             self.history_bytes += bytes;
         }
         Ok(Applied { applied, known: changes.len() - applied })

@@ -4,12 +4,15 @@
 //! Clients never send automerge bytes. They send JSON ([`Document::replace`]) or typed operations ([`Document::patch`]);
 //! this module turns either into the smallest edit that makes the document show what was asked for, so that what two
 //! regions changed apart merges. Each write is one automerge change, whose bytes travel to the other members, where
-//! [`Document::apply`] is the gate they pass before automerge sees them.
+//! [`Document::apply`] is the gate they pass before automerge sees them. Edits of plain entries of objects are written
+//! as changes without automerge, which gets them later, several together (`ahead.rs`).
 //!
 //! Everything is a pure function of its arguments: the actor and the time come from the caller. Automerge draws a random
 //! actor in its constructors; it is replaced before it can author anything.
 
+mod ahead;
 mod diff;
+mod encode;
 mod gate;
 mod patch;
 mod restore;
@@ -25,13 +28,15 @@ use automerge::{
     ActorId, Automerge, AutomergeError, ChangeHash, LoadOptions, OnPartialLoad, PatchLog, ReadDoc,
     TextEncoding, VerificationMode,
 };
+use bytes::Bytes;
 use thiserror::Error;
 
-use crate::json::{Json, MAX_ITEMS, MAX_JSON_BYTES, PathPattern};
+use crate::json::{Json, JsonLimits, MAX_ITEMS, MAX_JSON_BYTES, PathPattern, parse};
 
 pub use gate::{Applied, GateError, GateErrorKind, PeerChange};
 pub use patch::{MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, from_json_patch, from_merge_patch};
 
+use ahead::{Ahead, Tried};
 use diff::Writer;
 use gate::check_made;
 use show::{Shape, View};
@@ -234,10 +239,12 @@ impl From<AutomergeError> for DocumentError {
 #[derive(Debug, Clone)]
 pub struct Document {
     automerge: Automerge,
+    /// Changes made since that automerge does not have yet.
+    ahead: Ahead,
     /// Bytes this was loaded from and of the changes since.
     history_bytes: usize,
-    /// What the document shows, when it has just been computed.
-    shown: Option<Vec<u8>>,
+    /// What the document shows, when it is known.
+    shown: Option<Bytes>,
     /// What the document shows is at most as large as this, when it is known: most writes need no measuring.
     bound: Option<Shape>,
 }
@@ -247,7 +254,7 @@ impl Document {
     pub fn empty(actor: &[u8]) -> Self {
         let automerge =
             Automerge::new_with_encoding(TextEncoding::UnicodeCodePoint).with_actor(ActorId::from(actor));
-        Self { automerge, history_bytes: 0, shown: None, bound: None }
+        Self { automerge, ahead: Ahead::default(), history_bytes: 0, shown: None, bound: None }
     }
 
     /// Reads what [`Self::save`] wrote; writes will be `actor`'s. The bytes must come from this node's own store: a
@@ -266,42 +273,54 @@ impl Document {
             .map_err(|_| damaged("automerge panicked".to_owned()))?
             .map_err(|error| damaged(error.to_string()))?
             .with_actor(ActorId::from(actor));
-        Ok(Self { automerge, history_bytes: bytes.len(), shown: None, bound: None })
+        let history_bytes = bytes.len();
+        Ok(Self { automerge, ahead: Ahead::default(), history_bytes, shown: None, bound: None })
     }
 
-    /// The whole history as bytes.
+    /// The whole history as bytes. Shorter after [`Self::settle`].
     pub fn save(&self) -> Vec<u8> {
-        let bytes = self.automerge.save_nocompress();
-        if bytes.len() > DEFLATE_ABOVE_BYTES { self.automerge.save() } else { bytes }
+        let mut bytes = self.automerge.save_nocompress();
+        if bytes.len() > DEFLATE_ABOVE_BYTES {
+            bytes = self.automerge.save();
+        }
+        bytes.extend(self.ahead.raw().flatten());
+        bytes
     }
 
     /// The version.
     pub fn heads(&self) -> Heads {
+        if let Some(head) = self.ahead.head() {
+            return Heads(vec![head]);
+        }
         Heads::from_hashes(self.automerge.get_heads().into_iter().map(|hash| hash.0).collect())
     }
 
     /// Whether this document has seen that version.
     pub fn has_seen(&self, heads: &Heads) -> bool {
-        heads.to_automerge().iter().all(|hash| self.automerge.get_change_meta_by_hash(hash).is_some())
+        let known = |hash: &[u8; 32]| {
+            self.automerge.get_change_meta_by_hash(&ChangeHash(*hash)).is_some() || self.ahead.contains(hash)
+        };
+        heads.0.iter().all(known)
     }
 
     /// The raw changes that the version `since` has not seen, in causal order; `None` when that version is unknown.
     pub fn changes_since(&self, since: &Heads) -> Option<Vec<Vec<u8>>> {
-        let changes = self.has_seen(since).then(|| self.automerge.get_changes(&since.to_automerge()))?;
+        let automerge = self.settled()?;
+        let changes = self.has_seen(since).then(|| automerge.get_changes(&since.to_automerge()))?;
         Some(changes.iter().map(|change| change.raw_bytes().to_vec()).collect())
     }
 
     /// Heap in bytes, estimated for the accounting of a cache.
     pub fn estimated_bytes(&self) -> usize {
         // Beside the operations live the texts and keys; the history holds each at most once.
-        let shown = self.shown.as_ref().map_or(0, Vec::len);
-        let operations = self.automerge.stats().num_ops as usize;
+        let shown = self.shown.as_ref().map_or(0, Bytes::len);
+        let operations = self.automerge.stats().num_ops as usize + 2 * self.ahead.count();
         DOCUMENT_HEAP_BYTES + operations * OPERATION_HEAP_BYTES + self.history_bytes + shown
     }
 
     /// Changes in the history.
     pub fn history_changes(&self) -> u64 {
-        self.automerge.stats().num_changes
+        self.automerge.stats().num_changes + self.ahead.count() as u64
     }
 
     /// Bytes of the history: as loaded, and the raw changes since.
@@ -313,19 +332,37 @@ impl Document {
     /// same at every member with the same heads.
     pub fn to_canonical_json(&self) -> Vec<u8> {
         match &self.shown {
-            Some(shown) => shown.clone(),
+            Some(shown) => shown.to_vec(),
             None => View::now(&self.automerge).canonical().0,
+        }
+    }
+
+    /// [`Self::to_canonical_json`], kept for the next write.
+    pub fn shown(&mut self) -> Bytes {
+        match &self.shown {
+            Some(shown) => shown.clone(),
+            None => {
+                let (shown, shape) = View::now(&self.automerge).canonical();
+                self.bound = Some(shape);
+                self.shown.insert(shown.into()).clone()
+            }
         }
     }
 
     /// What the document shows.
     pub fn to_json(&self) -> Json {
-        View::now(&self.automerge).root().to_json()
+        // What is ahead is within the limits and parses.
+        let ahead = self.shown.as_deref().filter(|_| self.ahead.count() > 0);
+        match ahead.and_then(|shown| parse(shown, &JsonLimits::default()).ok()) {
+            Some(json) => json,
+            None => View::now(&self.automerge).root().to_json(),
+        }
     }
 
     /// What the document showed at a version; `None` when the version is unknown.
     pub fn json_at(&self, heads: &Heads) -> Option<Json> {
-        let view = View::at(&self.automerge, heads.to_automerge());
+        let automerge = self.settled()?;
+        let view = View::at(&*automerge, heads.to_automerge());
         self.has_seen(heads).then(|| view.root().to_json())
     }
 
@@ -348,6 +385,11 @@ impl Document {
         let Json::Object(entries) = value else {
             return Err(DocumentError::RootNotObject { found: value.type_name() });
         };
+        if self.is_at(base)
+            && let Tried::Done(change) = self.replace_ahead(value, paths, time_seconds)?
+        {
+            return Ok(change);
+        }
         self.write(base, time_seconds, |transaction| {
             let mut writer = Writer::new(transaction, paths);
             let shown = writer.root()?;
@@ -371,11 +413,22 @@ impl Document {
         time_seconds: i64,
     ) -> Result<Option<Vec<u8>>, PatchError> {
         patch::check_count(operations.len())?;
+        if self.is_at(base)
+            && let Some(edits) = ahead::edits_of(operations)
+            && let Tried::Done(change) = self.write_ahead(&edits, paths, time_seconds)?
+        {
+            return Ok(change);
+        }
         self.write(base, time_seconds, |transaction| {
             let mut writer = Writer::new(transaction, paths);
             patch::run(&mut writer, operations)?;
             Ok(writer.growth())
         })
+    }
+
+    /// Whether a write at `base` is one at the present version.
+    fn is_at(&self, base: Option<&Heads>) -> bool {
+        base.is_none_or(|base| *base == self.heads())
     }
 
     /// Runs `edit`, which returns by how much the document can have grown, as one change at `base`.
@@ -386,7 +439,8 @@ impl Document {
         edit: impl FnOnce(&mut Transaction<'_>) -> Result<Shape, E>,
     ) -> Result<Option<Vec<u8>>, E> {
         let options = CommitOptions::default().with_time(time_seconds);
-        let Some(base) = base.filter(|base| **base != self.heads()) else {
+        self.settle()?;
+        let Some(base) = base.filter(|base| !self.is_at(Some(base))) else {
             let before = self.automerge.get_heads();
             let mut transaction = self.automerge.transaction();
             let growth = edit(&mut transaction)?; // a transaction that is dropped rolls back
@@ -399,7 +453,7 @@ impl Document {
                 Some(bound) => (None, bound),
                 None => {
                     let (shown, shape) = measure(&transaction, before)?;
-                    (Some(shown), shape)
+                    (Some(shown.into()), shape)
                 }
             };
             let (hash, _) = transaction.commit_with(options);
@@ -436,6 +490,7 @@ impl Document {
 
     /// The bytes of the change just committed, counted. They must be those that peers let through.
     fn made(&mut self, hash: ChangeHash) -> Result<Vec<u8>, DocumentError> {
+        self.ahead.made(&self.automerge, hash);
         let change = self.automerge.get_change_by_hash(&hash);
         let bytes = change.map_or_else(Vec::new, |change| change.raw_bytes().to_vec());
         check_made(self.automerge.get_actor().to_bytes(), &bytes)?;

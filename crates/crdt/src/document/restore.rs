@@ -17,6 +17,7 @@ impl Document {
         if pieces.is_empty() {
             return Ok(());
         }
+        self.settle()?;
         let damaged = |problem| DocumentError::Damaged { problem };
         let mut changes = Vec::new();
         for piece in pieces {
@@ -35,6 +36,7 @@ impl Document {
             .map_err(|error| damaged(error.to_string()))?;
         self.history_bytes += pieces.iter().map(|piece| piece.as_ref().len()).sum::<usize>();
         (self.shown, self.bound) = (None, None);
+        self.ahead.forget();
         Ok(())
     }
 }

@@ -240,6 +240,11 @@ impl<'a, R: ReadDoc> View<'a, R> {
             ValueRef::Object(kind) => return self.object(id(), *kind, depth + 1),
             ValueRef::Scalar(scalar) => scalar,
         };
+        Self::scalar(scalar)
+    }
+
+    /// The value that is no object.
+    pub(super) fn scalar(scalar: &ScalarValueRef<'_>) -> Node {
         match scalar {
             ScalarValueRef::Boolean(value) => Node::Bool(*value),
             ScalarValueRef::Int(value) => Node::Int(*value),

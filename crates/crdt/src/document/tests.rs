@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod ahead;
 mod gate;
 mod merging;
 mod patching;
@@ -370,6 +371,7 @@ fn memory_estimates_grow_with_the_history() {
     assert!(document.estimated_bytes() > before + 20_000);
     assert_eq!(document.history_changes(), 101);
     assert!(document.history_bytes() > 100 * 80);
+    document.settle().unwrap();
     assert!(copy_for(&document, b'a').history_bytes() < document.history_bytes());
 }
 

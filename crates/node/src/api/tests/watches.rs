@@ -13,7 +13,6 @@ use tropism_wire::error::RESUME_TOKEN;
 use tropism_wire::v1::{self, WatchEventType as Type, expiry::When, watch_request::Target};
 
 use super::{World, content, expiry, foreign_origin, problem, put_request, register, seal, shard};
-use crate::token::Token;
 
 async fn watch(world: &World, request: v1::WatchRequest) -> Streaming<v1::WatchResponse> {
     let scope = if request.scope.is_empty() { "cache/pages".into() } else { request.scope };
@@ -202,7 +201,7 @@ fn trimmed() -> Store {
 #[tokio::test]
 async fn where_the_log_does_not_reach_back_the_watch_resets_and_sends_the_values() {
     let world = World::over(trimmed(), 1 << 20).await;
-    let mut old = Token::default();
+    let mut old = tropism_replica::Token::default();
     old.add(shard("brief/notes", 0), foreign_origin(), 2);
     let resume_token = seal().of(&["watch", "brief/notes", "prefix", ""]).token(&old);
     let request =
@@ -288,7 +287,7 @@ async fn a_watch_that_ends_with_the_node_names_the_last_message_that_was_sent() 
     let ended = problem(&status);
     assert_eq!((status.code(), ended.reason()), (Code::Unavailable, Reason::NotReady));
     let seal = seal().of(&["watch", "cache/pages", "prefix", ""]);
-    let token = Token::decode(&ended.fact_bytes(RESUME_TOKEN).unwrap(), seal).unwrap();
+    let token = seal.read(&ended.fact_bytes(RESUME_TOKEN).unwrap()).unwrap();
     let vectors = token.iter().flat_map(|(_, vector)| vector.risen_since(&tropism_crdt::Vector::EMPTY));
     let told: u64 = vectors.map(|(_, seq)| seq).sum();
     assert!(seen < 20, "the node does not wait for a reader that does not read");
