@@ -223,5 +223,5 @@ fn regions(count: usize, round_trip_ms: f64) -> String {
     text + "]\n\
             [[rule]]\nname = \"counters\"\npattern = \"counters/**\"\nkind = \"counter\"\n\
             [[rule]]\nname = \"registers\"\npattern = \"registers/**\"\nkind = \"register\"\n\
-            [[rule]]\nname = \"documents\"\npattern = \"**\"\nkind = \"document\"\ncounters = [\"/count\"]\n"
+            [[rule]]\nname = \"documents\"\npattern = \"**\"\nkind = \"document\"\n"
 }

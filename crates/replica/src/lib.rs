@@ -18,7 +18,9 @@
 //! }
 //! ```
 //!
-//! Nothing leaves before the batch it depends on is durable: no reply, no frame, no event. On any error of the store
+//! Nothing leaves before the batch it depends on is durable: no reply, no frame, no event. While one batch is being
+//! synced the driver may go on to `handle` the inputs of the next turn, which then reads what is not durable yet; it
+//! flushes and commits that turn when the sync is done. On any error of the store
 //! the node stops answering and exits; what was in flight has an unknown outcome, and the next start finds out.
 //!
 //! # The life of a change

@@ -16,6 +16,7 @@ const FAILED: [(u64, &str); 3] = [
 
 /// What must happen somewhere in [`FRESH`] seeds: a simulator that never gets there proves nothing about it.
 const MUST_HAPPEN: [&str; 31] = [
+    "a turn was gathered while the one before was synced",
     "a hidden life was collected",
     "a patch did not fit",
     "an expired key was deleted",

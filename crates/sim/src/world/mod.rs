@@ -117,6 +117,8 @@ impl World {
                 inbox: Vec::new(),
                 up: BTreeMap::new(),
                 syncing: false,
+                gathered: false,
+                status: None,
                 turn_at: None,
                 paused: false,
                 sync_us: usual_sync_us,
