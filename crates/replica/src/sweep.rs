@@ -1,8 +1,8 @@
 //! The sweep: what time and stability allow to go, a few rows at a time.
 //!
-//! The steward of a scope turns expired keys into deleted ones once every member's closed time has passed the expiry. A
-//! hidden life whose delete is stable loses its content and history: a stub stays. Changes that every member holds
-//! leave the log when watchers had their time. Request ids are forgotten after a day.
+//! The steward of a scope turns expired keys into deleted ones once every member's closed time has passed the expiry and
+//! the last write. A hidden life whose delete is stable loses its content and history: a stub stays. Changes that every
+//! member holds leave the log when watchers had their time. Request ids are forgotten after a day.
 
 use tropism_crdt::cell::Cell;
 use tropism_crdt::clock::MAX_OFFSET_MS;
@@ -95,13 +95,16 @@ impl Replica {
         let Some(description) = store.shard(shard)? else { return Ok(()) };
         let Some(record) = record_of(&self.identity.rules, &description) else { return Ok(()) };
         let steward = record.serving.first() == Some(&self.identity.region);
-        let passed = Stamp::new(expired_ms.saturating_add(MAX_OFFSET_MS), 0);
+        // As of the expiry; of a write that is stamped later still and did not change it, as of that write.
+        let written = row.cell.written.map_or(Stamp::ZERO, |(stamp, _)| stamp);
+        let deleted_at = written.max(Stamp::new(expired_ms, 0));
+        let passed = deleted_at.max(Stamp::new(expired_ms.saturating_add(MAX_OFFSET_MS), 0));
         let closed = self.links.values().all(|link| link.closed().is_some_and(|closed| closed > passed));
         if !steward || !closed || now.wall_ms <= passed.unix_ms() || self.fenced {
             return Ok(());
         }
         let Ok(stamp) = self.clock.tick() else { return Ok(()) };
-        let body = Body::Delete { deleted_at: Stamp::new(expired_ms, 0) };
+        let body = Body::Delete { deleted_at };
         let change = self.change_of(
             store,
             &record,

@@ -569,6 +569,20 @@ fn a_stub_keeps_an_expiry_that_is_stamped_above_its_delete() {
 }
 
 #[test]
+fn a_key_written_after_its_expiry_is_deleted_once() {
+    let mut pair = Pair::linked();
+    let put = write("cache/c", "k", bytes("v"));
+    pair.write(0, Write { expiry: ExpiryChange::At(pair.now.wall_ms - 100), ..put }).unwrap();
+    pair.wait_ms(5_000);
+    for node in 0..2 {
+        let row = pair.value(node, "cache/c", "k");
+        assert!(!row.cell.alive() && row.cell.deleted_at.is_some());
+        let vector = pair.nodes[node].store.vector(shard("cache/c")).unwrap();
+        assert_eq!(vector.iter().map(|(_, seq)| seq).sum::<u64>(), 2, "a put and a delete");
+    }
+}
+
+#[test]
 fn a_life_near_the_last_number_is_refused() {
     let mut pair = Pair::linked();
     pair.write(0, write("cache/c", "k", bytes("sound"))).unwrap();

@@ -1,9 +1,81 @@
-//! What differs from world to world besides luck: regions and rules.
+//! What differs from world to world besides luck: regions, rules, sizes, and what may break.
 
-use tropism_placement::{RegionName, Regions, Rules};
+use tropism_placement::{Kind, RegionName, Regions, Rules, ScopeName};
 
-/// Regions, rules and node names of a world with `count` regions.
-pub(crate) fn rules_for(count: usize) -> (Rules, Vec<RegionName>) {
+use crate::rng::Rng;
+use crate::world::FaultKind;
+
+/// How long the log is kept in most worlds, ms: longer than any of them lasts, also by a clock that is an hour ahead.
+const LONG_MS: u64 = 10_000_000;
+
+/// One world's configuration, drawn from its seed.
+pub(crate) struct Config {
+    pub(crate) rules: Rules,
+    pub(crate) regions: Vec<RegionName>,
+    pub(crate) scopes: Vec<(ScopeName, Kind)>,
+    /// Keys of a scope.
+    pub(crate) keys: u64,
+    /// Clients with sessions.
+    pub(crate) clients: usize,
+    /// How often a client goes to another region, percent.
+    pub(crate) hops: u64,
+    pub(crate) cache_bytes: usize,
+    pub(crate) log_keep_ms: u64,
+    /// How long a sync takes, us.
+    pub(crate) sync_us: (u64, u64),
+    /// What may break: each world leaves some of it out, so that what hides behind it is seen.
+    pub(crate) menu: Vec<FaultKind>,
+}
+
+impl Config {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let count = rng.between(2, 4) as usize;
+        let (rules, regions) = rules_for(count);
+        let mut scopes = vec![
+            ("stats/visits", Kind::Counter),
+            ("wide/things", Kind::Register),
+            ("shop/carts", Kind::Document),
+            ("shop/notes", Kind::Document),
+            ("pages", Kind::Register),
+            ("pair/of-two", Kind::Register),
+        ];
+        while scopes.len() > 1 && rng.chance(60) {
+            scopes.swap_remove(rng.index(scopes.len()));
+        }
+        let scopes = scopes
+            .into_iter()
+            .map(|(name, kind)| (ScopeName::new(name).unwrap_or_else(|e| panic!("{e}")), kind))
+            .collect();
+        let log_keep_ms = *rng.pick(&[500, 5_000, LONG_MS, LONG_MS]);
+        // A store that was lost is filled from the others' logs: there is no other way yet.
+        let whole_logs = log_keep_ms == LONG_MS;
+        let hostile = rng.chance(25);
+        let mut menu: Vec<FaultKind> = Vec::new();
+        while menu.len() < 4 {
+            menu = FaultKind::ALL
+                .into_iter()
+                .filter(|kind| rng.chance(75) && (whole_logs || !kind.loses_a_store()))
+                .filter(|kind| hostile || *kind != FaultKind::Hostile)
+                .collect();
+        }
+        Self {
+            rules,
+            regions,
+            scopes,
+            keys: rng.between(1, 12),
+            clients: rng.between(1, 12) as usize,
+            hops: *rng.pick(&[5, 30, 80]),
+            // Now and then so small that documents are read back all the time.
+            cache_bytes: *rng.pick(&[0, 60_000, 100_000_000]),
+            log_keep_ms,
+            sync_us: (50, *rng.pick(&[300, 3_000, 40_000])),
+            menu,
+        }
+    }
+}
+
+/// Regions and rules of a world with `count` regions.
+fn rules_for(count: usize) -> (Rules, Vec<RegionName>) {
     let names: Vec<String> = (0..count).map(|i| format!("r{i}")).collect();
     let mut text = String::new();
     for name in &names {
@@ -18,6 +90,7 @@ pub(crate) fn rules_for(count: usize) -> (Rules, Vec<RegionName>) {
         ("counts", "stats/**", "counter", ""),
         ("spread", "wide/**", "register", "spread = 3\n"),
         ("shop", "shop/**", "document", "counters = [\"/n\"]\ntext = [\"/text\"]\nspread = 2\n"),
+        ("pair", "pair/**", "register", "regions = [\"r1\", \"r0\"]\n"),
         ("cache", "**", "register", ""),
     ] {
         text.push_str(&format!(

@@ -3,8 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tropism_crdt::Vector;
+use tropism_crdt::cell::Content;
 use tropism_storage::engine::Rows;
-use tropism_storage::{Batch, Engine, EngineError, Footprint, MemoryEngine, NodeKey, Space, Syncer, View};
+use tropism_storage::rows::Row;
+use tropism_storage::{
+    Batch, Engine, EngineError, Footprint, MemoryEngine, NodeKey, ShardKey, Space, StoreKey, Syncer,
+    ValueRow, View,
+};
 
 /// One node's disk. Cloned into every store that is opened on it.
 #[derive(Debug, Clone, Default)]
@@ -13,15 +19,12 @@ pub struct SimDisk(Arc<Mutex<Platter>>);
 #[derive(Debug, Default)]
 struct Platter {
     engine: MemoryEngine,
-    /// An earlier synced state, for a disk that breaks its promise.
-    earlier: Option<MemoryEngine>,
-    syncs: u64,
 }
 
 impl SimDisk {
     /// An empty disk.
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(Platter { engine: MemoryEngine::crashable(), ..Platter::default() })))
+        Self(Arc::new(Mutex::new(Platter { engine: MemoryEngine::crashable() })))
     }
 
     /// Commits that a power cut could lose.
@@ -34,18 +37,54 @@ impl SimDisk {
         self.platter().engine.crash(keep);
     }
 
-    /// What no disk may do: it goes back to an earlier synced state.
-    pub(crate) fn lose_synced(&self) {
-        let mut platter = self.platter();
-        if let Some(earlier) = platter.earlier.take() {
-            platter.engine = earlier;
-        }
+    /// Another disk with what this one holds durably.
+    pub(crate) fn copy(&self) -> Self {
+        let mut engine = self.platter().engine.clone();
+        engine.crash(0);
+        Self(Arc::new(Mutex::new(Platter { engine })))
     }
 
     /// Removes the clock's row, as a driver would that never wrote it.
     pub(crate) fn forget_clock(&self) {
+        self.tamper(vec![(Space::Node, NodeKey::Clock.encode(), None)]);
+    }
+
+    /// What no disk may do: a vector loses an entry.
+    pub(crate) fn forget_a_vector_entry(&self) {
+        let Some((key, bytes)) = self.find(Space::Shards, |key, bytes| {
+            let vector = matches!(ShardKey::decode(key), Ok(ShardKey::Vector(_)));
+            vector && <Vector as Row>::decode(bytes).is_ok_and(|vector| vector.len() > 1)
+        }) else {
+            return;
+        };
+        let vector = <Vector as Row>::decode(&bytes).unwrap_or_default();
+        let fewer: Vector = vector.iter().skip(1).map(|(origin, seq)| (*origin, seq)).collect();
+        self.tamper(vec![(Space::Shards, StoreKey::existing(key), Some(Row::encode(&fewer)))]);
+    }
+
+    /// What no disk may do: a document shows something else.
+    pub(crate) fn bend_a_document(&self) {
+        let Some((key, bytes)) = self.find(Space::Values, |_, bytes| {
+            ValueRow::decode(bytes)
+                .is_ok_and(|row| row.cell.alive() && matches!(row.cell.content, Content::Document { .. }))
+        }) else {
+            return;
+        };
+        let Ok(mut row) = ValueRow::decode(&bytes) else { return };
+        if let Content::Document { json, .. } = &mut row.cell.content {
+            *json = Bytes::from_static(b"{\"bent\":true}");
+        }
+        self.tamper(vec![(Space::Values, StoreKey::existing(key), Some(row.encode()))]);
+    }
+
+    fn find(&self, space: Space, wanted: impl Fn(&[u8], &Bytes) -> bool) -> Option<(Bytes, Bytes)> {
+        let platter = self.platter();
+        let mut rows = platter.engine.scan(space, &[0], &[0xff; 3]).flatten();
+        rows.find(|(key, bytes)| wanted(key, bytes))
+    }
+
+    fn tamper(&self, writes: Vec<(Space, StoreKey, Option<Bytes>)>) {
         let mut platter = self.platter();
-        let writes = vec![(Space::Node, NodeKey::Clock.encode(), None)];
         if platter.engine.commit(Batch { writes }).is_ok() {
             platter.engine.crash(1);
         }
@@ -79,12 +118,7 @@ impl Engine for SimDisk {
     }
 
     fn sync(&mut self) -> Result<(), EngineError> {
-        let mut platter = self.platter();
-        platter.syncs += 1;
-        if platter.syncs.is_multiple_of(20) {
-            platter.earlier = Some(platter.engine.clone());
-        }
-        platter.engine.sync()
+        self.platter().engine.sync()
     }
 
     fn syncer(&self) -> Box<dyn Syncer> {

@@ -1,10 +1,10 @@
 //! The same replicas in virtual time, with seeded faults and checkers.
 //!
 //! [`run`] makes a world from a seed: two to four regions with links of their own delay, loss and order, nodes with
-//! drifting clocks and disks that lose what was not synced, clients, and a plan of faults. The nodes run the very
-//! [`Replica`](tropism_replica::Replica) of production behind a driver that crashes between commit and sync. After the
-//! last fault everything is mended and the world must become equal. [`Checkers`] look on from outside. Nothing here
-//! reads a clock or the system's randomness: the same seed gives the same trace, to the bit.
+//! drifting clocks and disks that lose what was not synced, clients whose sessions hop between regions, and a plan of
+//! faults. The nodes run the very [`Replica`](tropism_replica::Replica) of production behind a driver that crashes between
+//! commit and sync. After the last fault everything is mended and the world must become equal. [`checkers`] look on from
+//! outside. Nothing here reads a clock or the system's randomness: the same seed gives the same trace, to the bit.
 
 pub mod checkers;
 mod config;
@@ -12,8 +12,8 @@ pub mod disk;
 pub mod network;
 pub mod report;
 pub mod rng;
-pub mod world;
+mod world;
 
-pub use checkers::Checkers;
+pub use checkers::{Promise, Violation};
 pub use report::{Report, Sabotage, Size};
 pub use world::run;

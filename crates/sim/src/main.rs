@@ -7,18 +7,34 @@ use std::time::Instant;
 use serde::Serialize;
 use tropism_sim::{Size, run};
 
-const USAGE: &str = "usage: tropism-sim [--seeds N] [--first-seed S] [--operations N] [--faults N] [--json]
+const USAGE: &str = "usage: tropism-sim [--seeds N] [--first-seed S] [--operations N] [--faults N] [--log N]
+                   [--json]
 
-Runs N simulated worlds (default 20), seeds S, S+1, ... (default 1), each with at least 2000 client operations and 30
-faults, and fails on the first violation with the seed and the command that replays it.
+Runs N simulated worlds (default 20), seeds S, S+1, ... (default 1), each with at least 2000 writes and 30 faults, and
+fails on the first violation with the seed and the command that replays it. With --log, a violation also shows the last
+N events of the nodes involved.
 
 example: tropism-sim --seeds 200 --first-seed 1000 --json";
+
+/// The command that runs one seed again and shows what led to its violation.
+fn replay(seed: u64, size: Size) -> String {
+    let mut command =
+        format!("cargo run --release -p tropism-sim -- --seeds 1 --first-seed {seed} --log 200");
+    if size.operations != Size::default().operations {
+        command.push_str(&format!(" --operations {}", size.operations));
+    }
+    if size.faults != Size::default().faults {
+        command.push_str(&format!(" --faults {}", size.faults));
+    }
+    command
+}
 
 /// The closing line of `--json`.
 #[derive(Serialize)]
 struct Summary {
     seeds: u64,
     ops: u64,
+    reads: u64,
     acknowledged: u64,
     faults: u64,
     violations: usize,
@@ -57,6 +73,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--first-seed" => arguments.first_seed = number()?,
             "--operations" => arguments.size.operations = number()?,
             "--faults" => arguments.size.faults = number()?,
+            "--log" => arguments.size.log = number()? as usize,
             "--json" => arguments.json = true,
             "--help" | "-h" => return Err(String::new()),
             _ => return Err(format!("unknown argument {word:?}")),
@@ -70,6 +87,7 @@ fn simulate(arguments: &Arguments) -> ExitCode {
     let mut summary = Summary {
         seeds: 0,
         ops: 0,
+        reads: 0,
         acknowledged: 0,
         faults: 0,
         violations: 0,
@@ -83,6 +101,7 @@ fn simulate(arguments: &Arguments) -> ExitCode {
         let report = run(seed, arguments.size);
         summary.seeds += 1;
         summary.ops += report.operations;
+        summary.reads += report.reads;
         summary.acknowledged += report.acknowledged;
         summary.faults += report.faults;
         summary.virtual_seconds += report.virtual_us / 1_000_000;
@@ -95,10 +114,10 @@ fn simulate(arguments: &Arguments) -> ExitCode {
             for violation in report.violations.iter().take(10) {
                 eprintln!("seed {seed}: {violation}");
             }
-            let Size { operations, faults, .. } = arguments.size;
-            eprintln!(
-                "replay: cargo run --release -p tropism-sim -- --seeds 1 --first-seed {seed} --operations {operations} --faults {faults}"
-            );
+            for line in &report.log {
+                eprintln!("{line}");
+            }
+            eprintln!("replay: {}", replay(seed, arguments.size));
             break;
         }
         if !arguments.json {

@@ -19,6 +19,8 @@ pub struct Direction {
     pub reorders: bool,
     /// Nothing passes.
     pub cut: bool,
+    /// More delay for a while, us.
+    pub slow_us: u64,
     last_arrival_us: u64,
 }
 
@@ -41,6 +43,7 @@ impl Network {
             doubled: if rough { rng.between(0, 10) } else { 0 },
             reorders: rough && rng.chance(50),
             cut: false,
+            slow_us: 0,
             last_arrival_us: 0,
         };
         self.directions.insert((a, b), direction);
@@ -83,7 +86,8 @@ impl Network {
         let copies = if rng.chance(direction.doubled) { 2 } else { 1 };
         (0..copies)
             .map(|_| {
-                let at = now_us + direction.delay_us + rng.between(0, direction.jitter_us);
+                let at =
+                    now_us + direction.delay_us + direction.slow_us + rng.between(0, direction.jitter_us);
                 if direction.reorders {
                     return at;
                 }

@@ -2,14 +2,80 @@
 
 use super::{What, World};
 
-#[derive(Debug)]
+/// What may break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    /// A link carries nothing.
+    LinkCut,
+    /// A link carries nothing one way.
+    LinkCutOneWay,
+    /// A region is cut off.
+    RegionCut,
+    /// A region hears the others and is not heard.
+    RegionMute,
+    /// A link is cut and mended again and again.
+    LinkFlaps,
+    /// One way of a link takes seconds.
+    SlowOneWay,
+    /// A connection breaks.
+    Reset,
+    /// A node crashes.
+    Crash,
+    /// A node crashes again soon after each start.
+    CrashLoop,
+    /// A node does nothing for a while.
+    Pause,
+    /// A wall clock is set forward or back.
+    ClockJump,
+    /// Syncs take long.
+    SlowDisk,
+    /// A node's store is gone.
+    LostStore,
+    /// A node is started from an old copy of its store.
+    OldCopy,
+    /// A frame of changes is forged on its way.
+    Hostile,
+}
+
+impl FaultKind {
+    /// Every one.
+    pub(crate) const ALL: [Self; 15] = [
+        Self::LinkCut,
+        Self::LinkCutOneWay,
+        Self::RegionCut,
+        Self::RegionMute,
+        Self::LinkFlaps,
+        Self::SlowOneWay,
+        Self::Reset,
+        Self::Crash,
+        Self::CrashLoop,
+        Self::Pause,
+        Self::ClockJump,
+        Self::SlowDisk,
+        Self::LostStore,
+        Self::OldCopy,
+        Self::Hostile,
+    ];
+
+    /// Whether a node ends up with an empty store.
+    pub(crate) fn loses_a_store(self) -> bool {
+        matches!(self, Self::LostStore | Self::OldCopy)
+    }
+}
+
 /// How what a fault broke is made whole.
+#[derive(Debug)]
 pub(super) enum Mend {
     Link(usize, usize),
+    Speed(usize, usize),
     Start(usize),
     Resume(usize),
     Clock(usize),
     Disk(usize),
+    /// Not whole: the link is cut again, so many times.
+    CutAgain(usize, usize, u64),
+    /// Not whole: the node starts and crashes, so many times.
+    CrashAgain(usize, u64),
 }
 
 impl World {
@@ -27,59 +93,94 @@ impl World {
         } else {
             self.rng.between(10_000, 4_000_000)
         };
-        let (kind, mend) = match self.rng.between(0, 9) {
-            0 | 1 => {
+        let kind = *self.rng.pick(&self.config.menu);
+        self.journal.note(self.now_us, a, || format!("fault: {kind:?} (and n{b}) for {lasts} us"));
+        let (what, mend) = match kind {
+            FaultKind::LinkCut => {
                 self.cut(a, b);
                 self.cut(b, a);
                 ("fault: link cut", Mend::Link(a, b))
             }
-            2 => {
+            FaultKind::LinkCutOneWay => {
                 self.cut(a, b);
                 ("fault: link cut one way", Mend::Link(a, b))
             }
-            3 => {
-                for peer in 0..self.nodes.len() {
+            FaultKind::RegionCut | FaultKind::RegionMute => {
+                let mute = kind == FaultKind::RegionMute;
+                for peer in (0..self.nodes.len()).filter(|peer| *peer != a) {
                     self.cut(a, peer);
-                    self.cut(peer, a);
-                    if peer != b && peer != a {
+                    if !mute {
+                        self.cut(peer, a);
+                    }
+                    if peer != b {
                         self.schedule(lasts, What::Mend(Mend::Link(a, peer)));
                     }
                 }
-                ("fault: region cut off", Mend::Link(a, b))
+                (if mute { "fault: region mute" } else { "fault: region cut off" }, Mend::Link(a, b))
             }
-            4 | 5 => {
+            FaultKind::LinkFlaps => {
+                let times = self.rng.between(3, 30);
+                self.mend(Mend::CutAgain(a, b, times));
+                return self.cover("fault: link flaps");
+            }
+            FaultKind::SlowOneWay => {
+                let slow_us = self.rng.between(300_000, 6_000_000);
+                if let Some(direction) = self.network.direction(a, b) {
+                    direction.slow_us = slow_us;
+                }
+                ("fault: slow one way", Mend::Speed(a, b))
+            }
+            FaultKind::Reset => {
+                self.reset(a, b);
+                return self.cover("fault: connection reset");
+            }
+            FaultKind::Crash => {
                 self.crash(a);
                 ("fault: crash", Mend::Start(a))
             }
-            6 => {
+            FaultKind::CrashLoop => {
+                self.crash(a);
+                let times = self.rng.between(1, 5);
+                self.mend(Mend::CrashAgain(a, times));
+                return self.cover("fault: crash loop");
+            }
+            FaultKind::Pause => {
                 self.nodes[a].paused = true;
                 ("fault: pause", Mend::Resume(a))
             }
-            7 => {
-                let reach = if self.rng.chance(50) { 3_600_000 } else { 3_000 };
+            FaultKind::ClockJump => {
+                let reach = *self.rng.pick(&[3_600_000, 3_000]);
                 self.nodes[a].offset_ms = self.rng.between(0, 2 * reach) as i64 - reach as i64;
                 ("fault: clock jump", Mend::Clock(a))
             }
-            8 => {
+            FaultKind::SlowDisk => {
                 self.nodes[a].sync_us = (20_000, 800_000);
                 ("fault: slow disk", Mend::Disk(a))
             }
-            _ => {
-                if let Some(connection) = self.network.connection(a, b)
-                    && self.network.disconnect(a, b)
-                {
-                    self.schedule(1, What::Down { at: a, peer: b, connection });
-                    self.schedule(1, What::Down { at: b, peer: a, connection });
-                    self.reconnect(a, b);
+            FaultKind::LostStore | FaultKind::OldCopy => {
+                // One at a time: two at once would be two fault domains.
+                if self.nodes.iter().any(|node| !node.is_open()) {
+                    return self.cover("a store was not lost, for a node was away");
                 }
-                return self.cover("fault: connection reset");
+                if kind == FaultKind::LostStore {
+                    self.lose_store(a);
+                    ("fault: store lost", Mend::Start(a))
+                } else if self.put_back_old_copy(a) {
+                    ("fault: old copy", Mend::Start(a))
+                } else {
+                    return self.cover("there was no old copy");
+                }
+            }
+            FaultKind::Hostile => {
+                self.forging.push((a, b));
+                return self.cover("fault: hostile frame");
             }
         };
-        self.cover(kind);
+        self.cover(what);
         self.schedule(lasts, What::Mend(mend));
     }
 
-    pub(super) fn cut(&mut self, from: usize, to: usize) {
+    fn cut(&mut self, from: usize, to: usize) {
         if let Some(direction) = self.network.direction(from, to) {
             direction.cut = true;
         }
@@ -95,13 +196,13 @@ impl World {
                     }
                 }
                 // Bytes were swallowed: connections open during the cut are reset.
-                if was_cut
-                    && let Some(connection) = self.network.connection(a, b)
-                    && self.network.disconnect(a, b)
-                {
-                    self.schedule(1, What::Down { at: a, peer: b, connection });
-                    self.schedule(1, What::Down { at: b, peer: a, connection });
-                    self.reconnect(a, b);
+                if was_cut {
+                    self.reset(a, b);
+                }
+            }
+            Mend::Speed(a, b) => {
+                if let Some(direction) = self.network.direction(a, b) {
+                    direction.slow_us = 0;
                 }
             }
             Mend::Start(node) => self.start(node),
@@ -110,7 +211,34 @@ impl World {
                 self.wake(node, 0);
             }
             Mend::Clock(node) => self.nodes[node].offset_ms = 0,
-            Mend::Disk(node) => self.nodes[node].sync_us = self.usual_sync_us,
+            Mend::Disk(node) => self.nodes[node].sync_us = self.config.sync_us,
+            Mend::CutAgain(a, b, times) => {
+                self.mend(Mend::Link(a, b));
+                if times == 0 || self.settling {
+                    return;
+                }
+                let (whole, cut) = (self.rng.between(1_000, 400_000), self.rng.between(1_000, 300_000));
+                if times.is_multiple_of(2) {
+                    self.cut(a, b);
+                    self.cut(b, a);
+                    self.schedule(cut, What::Mend(Mend::CutAgain(a, b, times - 1)));
+                } else {
+                    self.schedule(whole, What::Mend(Mend::CutAgain(a, b, times - 1)));
+                }
+            }
+            Mend::CrashAgain(node, times) => {
+                if times == 0 || self.settling {
+                    return self.start(node);
+                }
+                if self.nodes[node].running.is_some() {
+                    self.crash(node);
+                } else {
+                    self.start(node);
+                }
+                let pause = self.rng.between(1_000, 600_000);
+                let times = times - u64::from(self.nodes[node].running.is_none());
+                self.schedule(pause, What::Mend(Mend::CrashAgain(node, times)));
+            }
         }
     }
 }

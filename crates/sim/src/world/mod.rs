@@ -2,6 +2,8 @@
 
 mod clients;
 mod faults;
+mod hostile;
+mod journal;
 mod links;
 mod node;
 
@@ -9,15 +11,15 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use tropism_crdt::NodeId;
-use tropism_placement::{Kind, Rules, ScopeName};
 use tropism_replica::{Frame, Hello, Input, Now, Output};
 
-use self::clients::Operation;
+use self::clients::Client;
+pub(crate) use self::faults::FaultKind;
 use self::faults::Mend;
+use self::journal::Journal;
 use self::node::Node;
-use crate::checkers::{Checkers, CounterBounds};
-use crate::config::rules_for;
-use crate::disk::SimDisk;
+use crate::checkers::{Checkers, Fact, Promise};
+use crate::config::Config;
 use crate::network::Network;
 use crate::report::{Report, Size};
 use crate::rng::Rng;
@@ -50,6 +52,8 @@ enum What {
     Connect(usize, usize),
     /// A client acts.
     Operate,
+    /// A client's call has taken too long.
+    GiveUp { client: usize, call: u64 },
     /// Something breaks.
     Fault,
     /// What a fault broke is whole again.
@@ -62,20 +66,18 @@ struct World {
     order: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<(u64, u64), What>,
+    config: Config,
     nodes: Vec<Node>,
     network: Network,
-    rules: Rules,
+    clients: Vec<Client>,
     checkers: Checkers,
     report: Report,
+    journal: Journal,
     size: Size,
-    scopes: Vec<(ScopeName, Kind)>,
-    cache_bytes: usize,
-    log_keep_ms: u64,
-    keys: u64,
-    operations: BTreeMap<u64, Operation>,
-    counters: BTreeMap<(String, String), CounterBounds>,
     next_ticket: u64,
-    usual_sync_us: (u64, u64),
+    next_call: u64,
+    /// Links whose next frame of changes is forged on its way.
+    forging: Vec<(usize, usize)>,
     settling: bool,
     trace: Trace,
 }
@@ -95,8 +97,8 @@ impl Trace {
 impl World {
     fn new(seed: u64, size: Size) -> Self {
         let mut rng = Rng::new(seed);
-        let count = rng.between(2, 4) as usize;
-        let (rules, names) = rules_for(count);
+        let config = Config::draw(&mut rng);
+        let count = config.regions.len();
         let mut network = Network::default();
         for a in 0..count {
             for b in a + 1..count {
@@ -104,47 +106,15 @@ impl World {
                 network.join(a, b, delay_us, &mut rng);
             }
         }
-        let usual_sync_us = (50, *rng.pick(&[300, 3_000, 40_000]));
-        let nodes = names
-            .into_iter()
-            .enumerate()
-            .map(|(i, region)| Node {
-                id: NodeId::new(&format!("n{i}")).unwrap_or_else(|error| panic!("{error}")),
-                region,
-                disk: SimDisk::new(),
-                running: None,
-                life: 0,
-                inbox: Vec::new(),
-                up: BTreeMap::new(),
-                syncing: false,
-                gathered: false,
-                status: None,
-                turn_at: None,
-                paused: false,
-                sync_us: usual_sync_us,
-                offset_ms: rng.between(0, 200) as i64 - 100,
-                drift_ppm: rng.between(0, 400) as i64 - 200,
-                mono_base_us: rng.between(1, 1_000_000_000),
-            })
+        let ids: Vec<NodeId> = (0..count)
+            .map(|i| NodeId::new(&format!("n{i}")).unwrap_or_else(|error| panic!("{error}")))
             .collect();
-        let mut scopes = vec![
-            ("stats/visits", Kind::Counter),
-            ("wide/things", Kind::Register),
-            ("shop/carts", Kind::Document),
-            ("shop/notes", Kind::Document),
-            ("pages", Kind::Register),
-        ];
-        while scopes.len() > 1 && rng.chance(60) {
-            scopes.swap_remove(rng.index(scopes.len()));
-        }
-        let scopes = scopes
-            .into_iter()
-            .map(|(name, kind)| (ScopeName::new(name).unwrap_or_else(|e| panic!("{e}")), kind))
+        let nodes = ids
+            .iter()
+            .zip(&config.regions)
+            .map(|(id, region)| Node::new(*id, region.clone(), config.sync_us, &mut rng))
             .collect();
-        // Now and then so small that documents are read back all the time.
-        let log_keep_ms = *rng.pick(&[500, 600_000]);
-        let cache_bytes = *rng.pick(&[60_000, 100_000_000]);
-        let keys = rng.between(1, 12);
+        let clients = (0..config.clients).map(|i| Client::at(i % count)).collect();
         let mut world = Self {
             rng,
             now_us: 0,
@@ -153,18 +123,15 @@ impl World {
             events: BTreeMap::new(),
             nodes,
             network,
-            rules,
-            checkers: Checkers::default(),
+            clients,
+            checkers: Checkers::new(ids, &config, size.blind),
+            config,
             report: Report::default(),
+            journal: Journal::keeping(size.log),
             size,
-            scopes,
-            cache_bytes,
-            log_keep_ms,
-            keys,
-            operations: BTreeMap::new(),
-            counters: BTreeMap::new(),
             next_ticket: 0,
-            usual_sync_us,
+            next_call: 0,
+            forging: Vec::new(),
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
         };
@@ -182,7 +149,8 @@ impl World {
     }
 
     fn run(&mut self) {
-        while self.checkers.violations.is_empty() {
+        let mut equal = false;
+        while self.checkers.violations.is_empty() && !equal {
             if !self.settling
                 && self.report.operations >= self.size.operations
                 && self.report.faults >= self.size.faults
@@ -193,46 +161,49 @@ impl World {
             let Some(what) = self.events.remove(&at) else { continue };
             self.now_us = at.0;
             self.happen(what);
-            if self.settling && self.order.is_multiple_of(64) && self.all_equal() {
-                break;
-            }
+            equal = self.settling && self.order.is_multiple_of(64) && self.all_equal();
             if self.settling && self.now_us > self.report.virtual_us + SETTLE_LIMIT_US {
                 let status: Vec<_> = self
                     .nodes
                     .iter()
                     .filter_map(|n| n.running.as_ref().map(|(_, r)| (n.id, r.status(self.now_of(n)))))
                     .collect();
-                self.checkers
-                    .violations
-                    .push(format!("not equal {SETTLE_LIMIT_US} us after the last fault: {status:#?}"));
+                let text = format!("not equal {SETTLE_LIMIT_US} us after the last fault: {status:#?}");
+                let all = (0..self.nodes.len()).collect();
+                self.checkers.violated(Promise::Service, all, text);
+                break;
             }
         }
-        self.finish();
+        self.finish(equal);
     }
 
-    fn finish(&mut self) {
-        for node in 0..self.nodes.len() {
-            let id = self.nodes[node].id;
-            let Some((store, _)) = &self.nodes[node].running else { continue };
-            self.checkers.values(id, store);
-            if self.settling {
-                self.checkers.nothing_lost(id, store);
-                self.checkers.counters(id, store, &self.counters);
+    fn finish(&mut self, equal: bool) {
+        if equal && self.checkers.violations.is_empty() {
+            for node in 0..self.nodes.len() {
+                let Some((store, _)) = &self.nodes[node].running else { continue };
+                self.checkers.see(Fact::State { node, store });
+                self.checkers.see(Fact::Ended { node });
+                if let Some(problem) = self.nodes[node].old_copy_served() {
+                    self.checkers.violated(Promise::OldCopies, vec![node], problem);
+                }
             }
         }
         self.report.virtual_us = self.now_us;
         self.report.trace = self.trace.0;
-        self.report.acknowledged = self.checkers.acknowledgements() as u64;
         self.report.violations = std::mem::take(&mut self.checkers.violations);
+        let involved = self.report.violations.first().map(|violation| violation.nodes.clone());
+        self.report.log = self.journal.lines(&involved.unwrap_or_default());
     }
 
     /// No more faults: everything is mended, and the world must become equal.
     fn settle(&mut self) {
         self.settling = true;
         self.report.virtual_us = self.now_us;
+        self.forging.clear();
         for a in 0..self.nodes.len() {
             for b in 0..self.nodes.len() {
                 self.mend(Mend::Link(a, b));
+                self.mend(Mend::Speed(a, b));
             }
             self.mend(Mend::Clock(a));
             self.mend(Mend::Disk(a));
@@ -242,15 +213,31 @@ impl World {
     }
 
     fn all_equal(&mut self) -> bool {
+        for node in &self.nodes {
+            if node.syncing || node.running.is_none() || node.catching_up.is_some() {
+                return false;
+            }
+        }
         let mut equal = true;
         for a in 0..self.nodes.len() {
-            for b in a + 1..self.nodes.len() {
-                let (left, right) = self.nodes.split_at(b);
-                let (Some((store_a, _)), Some((store_b, _))) = (&left[a].running, &right[0].running) else {
+            for b in 0..self.nodes.len() {
+                let (Some((store_a, _)), Some((store_b, _))) =
+                    (&self.nodes[a].running, &self.nodes[b].running)
+                else {
                     return false;
                 };
-                equal &= self.checkers.equal((left[a].id, store_a), (right[0].id, store_b));
-                equal &= self.checkers.equal((right[0].id, store_b), (left[a].id, store_a));
+                if a == b {
+                    continue;
+                }
+                let (truth, view) = (&self.checkers.truth, &self.checkers.truth.nodes[b]);
+                equal &= self.checkers.truth.nodes[a].vectors.iter().all(|(shard, vector)| {
+                    !truth.members(shard).any(|member| member == b)
+                        || view.vectors.get(shard) == Some(vector)
+                        || [a, b].iter().any(|node| truth.liars.contains(&(*node, *shard)))
+                });
+                if equal {
+                    self.checkers.see(Fact::Pair { a: (a, store_a), b: (b, store_b) });
+                }
             }
         }
         equal
@@ -281,24 +268,27 @@ impl World {
             What::Arrive { to, from, connection, frame } => {
                 let current = self.network.connection(to, from) == Some(connection);
                 if current && self.nodes[to].up.get(&from) == Some(&connection) {
-                    let from = self.nodes[from].id;
-                    self.input(to, Input::Frame { from, frame: *frame });
+                    self.arrived(to, from, *frame);
                 }
             }
             What::Up { at, connection, peer, hello } => {
                 if self.network.connection(at, peer) == Some(connection) {
                     self.nodes[at].up.insert(peer, connection);
+                    self.journal.note(self.now_us, at, || format!("link to n{peer} stands: {hello:?}"));
+                    self.nodes[at].meeting.push((peer, connection));
                     self.input(at, Input::LinkUp(*hello));
                 }
             }
             What::Down { at, peer, connection } => {
                 if self.network.connection(at, peer).is_none_or(|current| current == connection) {
+                    self.journal.note(self.now_us, at, || format!("link to n{peer} is gone"));
                     let peer = self.nodes[peer].id;
                     self.input(at, Input::LinkDown(peer));
                 }
             }
             What::Connect(a, b) => self.connect(a, b),
             What::Operate => self.operate(),
+            What::GiveUp { client, call } => self.give_up(client, call),
             What::Fault => self.fault(),
             What::Mend(mend) => self.mend(mend),
         }

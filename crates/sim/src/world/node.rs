@@ -1,26 +1,39 @@
 //! The driver of one node: turns, syncs, starts and crashes, as the replica's contract says.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use tropism_crdt::NodeId;
-use tropism_placement::RegionName;
+use tropism_crdt::{NodeId, Vector};
+use tropism_placement::{RegionName, ShardId};
 use tropism_replica::{Event, Identity, Input, Output, Peer, Replica, Status};
-use tropism_storage::Store;
+use tropism_storage::{NodeKey, PeerRow, Reads, Space, Store, View};
 
-use super::{What, World};
+use super::{Mend, What, World};
+use crate::checkers::{Fact, NodeView, Promise};
 use crate::disk::SimDisk;
 use crate::report::Sabotage;
+use crate::rng::Rng;
 
+/// A copy is old when the node went on for this long after it was made, us: by then peers have written down that they
+/// saw more.
+const OLD_COPY_US: u64 = 3_000_000;
+
+/// One node and its driver.
 pub(super) struct Node {
     pub(super) id: NodeId,
     pub(super) region: RegionName,
     pub(super) disk: SimDisk,
     pub(super) running: Option<(Store, Replica)>,
+    /// What clients are shown: the state of the last sync.
+    pub(super) published: Option<Published>,
     /// Counts starts: outputs of an earlier life do not leave.
     pub(super) life: u64,
     pub(super) inbox: Vec<Input>,
     /// The connections whose beginning it has seen.
     pub(super) up: BTreeMap<usize, u64>,
+    /// The links whose beginning its replica takes with the next turn, and those it took: frames leave on these.
+    pub(super) meeting: Vec<(usize, u64)>,
+    pub(super) linked: BTreeMap<usize, u64>,
     pub(super) syncing: bool,
     /// Whether the open turn holds inputs that came while the one before was being synced.
     pub(super) gathered: bool,
@@ -32,6 +45,79 @@ pub(super) struct Node {
     pub(super) offset_ms: i64,
     pub(super) drift_ppm: i64,
     pub(super) mono_base_us: u64,
+    /// A copy of its store, made earlier.
+    backup: Option<Backup>,
+    /// It runs on an old copy: what its peers know of it.
+    old_copy: Option<OldCopy>,
+    /// It began with an empty store in place of one that is gone, and lacks some of this: its operator keeps clients away.
+    pub(super) catching_up: Option<BTreeMap<ShardId, Vector>>,
+}
+
+/// What clients are shown.
+pub(super) struct Published {
+    pub(super) snapshot: Arc<dyn View + Send + Sync>,
+    pub(super) head: u64,
+    pub(super) stable_commit: u64,
+}
+
+struct Backup {
+    made_us: u64,
+    commit: u64,
+    disk: SimDisk,
+    view: NodeView,
+}
+
+struct OldCopy {
+    /// A peer on whose disk it stands that there was more.
+    known_by: usize,
+    /// That peer lost its store since, and with it what it knew.
+    peer_lost: bool,
+}
+
+impl Node {
+    pub(super) fn new(id: NodeId, region: RegionName, sync_us: (u64, u64), rng: &mut Rng) -> Self {
+        Self {
+            id,
+            region,
+            disk: SimDisk::new(),
+            running: None,
+            published: None,
+            life: 0,
+            inbox: Vec::new(),
+            up: BTreeMap::new(),
+            meeting: Vec::new(),
+            linked: BTreeMap::new(),
+            syncing: false,
+            gathered: false,
+            status: None,
+            turn_at: None,
+            paused: false,
+            sync_us,
+            offset_ms: rng.between(0, 200) as i64 - 100,
+            drift_ppm: rng.between(0, 400) as i64 - 200,
+            mono_base_us: rng.between(1, 1_000_000_000),
+            backup: None,
+            old_copy: None,
+            catching_up: None,
+        }
+    }
+
+    /// Whether it runs on a copy that nobody recognised yet.
+    pub(super) fn is_old_copy(&self) -> bool {
+        self.old_copy.is_some()
+    }
+
+    /// Whether its operator lets clients come.
+    pub(super) fn is_open(&self) -> bool {
+        self.running.is_some() && self.old_copy.is_none() && self.catching_up.is_none()
+    }
+
+    /// In the end an old copy was recognised, unless who knew lost its own store.
+    pub(super) fn old_copy_served(&self) -> Option<String> {
+        let copy = self.old_copy.as_ref().filter(|copy| !copy.peer_lost)?;
+        let peer = copy.known_by;
+        Some(format!("{} was served from an old copy; n{peer} knew, and nobody said so", self.id))
+    }
 }
 
 impl World {
@@ -48,9 +134,9 @@ impl World {
                 .filter(|node| node.id != self.nodes[at].id)
                 .map(|node| Peer { node: node.id, region: node.region.clone() })
                 .collect(),
-            rules: self.rules.clone(),
-            cache_bytes: self.cache_bytes,
-            log_keep_ms: self.log_keep_ms,
+            rules: self.config.rules.clone(),
+            cache_bytes: self.config.cache_bytes,
+            log_keep_ms: self.config.log_keep_ms,
             log_keep_bytes: tropism_replica::limits::LOG_KEEP_BYTES,
         };
         let now = self.now_of(&self.nodes[at]);
@@ -58,19 +144,29 @@ impl World {
         if node.running.is_some() {
             return;
         }
-        let mut store = match Store::open(Box::new(node.disk.clone())) {
-            Ok(store) => store,
-            Err(error) => return self.checkers.violations.push(format!("{}: {error}", node.id)),
+        let id = node.id;
+        let opened = Store::open(Box::new(node.disk.clone())).map_err(|error| error.to_string());
+        let booted = opened.and_then(|mut store| {
+            let found = store.head().commit;
+            let replica = Replica::boot(now, &mut store, identity).map_err(|error| error.to_string())?;
+            // What boot wrote is durable before anything leaves.
+            store.commit(now.wall_ms).and_then(|_| store.sync()).map_err(|error| error.to_string())?;
+            Ok((store, replica, found))
+        });
+        let (store, replica, found) = match booted {
+            Ok(booted) => booted,
+            Err(error) => {
+                return self.checkers.violated(
+                    Promise::Service,
+                    vec![at],
+                    format!("{id} does not start: {error}"),
+                );
+            }
         };
-        let replica = match Replica::boot(now, &mut store, identity) {
-            Ok(replica) => replica,
-            Err(error) => return self.checkers.violations.push(format!("{}: {error}", node.id)),
-        };
-        // What boot wrote is durable before anything leaves.
-        if store.commit(now.wall_ms).and_then(|_| store.sync()).is_err() {
-            return self.checkers.violations.push(format!("{}: the disk failed at boot", node.id));
-        }
-        self.checkers.opened(at, node.id, &store);
+        self.checkers.opened(at, found, &store, replica.origin());
+        self.journal.note(self.now_us, at, || format!("starts as {} from commit {found}", replica.origin()));
+        let (head, stable_commit) = (store.head().commit, replica.stable_commit());
+        node.published = Some(Published { snapshot: store.snapshot(), head, stable_commit });
         node.running = Some((store, replica));
         node.life += 1;
         node.syncing = false;
@@ -78,6 +174,8 @@ impl World {
         node.status = None;
         node.inbox.clear();
         node.up.clear();
+        node.meeting.clear();
+        node.linked.clear();
         node.turn_at = None;
         self.wake(at, 0);
     }
@@ -89,10 +187,13 @@ impl World {
             return;
         }
         self.cover(if unsynced > keep { "crash lost unsynced commits" } else { "crash lost nothing" });
+        self.journal.note(self.now_us, at, || format!("crashes, {keep} of {unsynced} unsynced commits stay"));
         self.nodes[at].disk.crash(keep);
+        self.nodes[at].published = None;
         match self.size.sabotage {
-            Some(Sabotage::LosesSynced) => self.nodes[at].disk.lose_synced(),
             Some(Sabotage::ForgetsClock) => self.nodes[at].disk.forget_clock(),
+            Some(Sabotage::ForgetsVector) => self.nodes[at].disk.forget_a_vector_entry(),
+            Some(Sabotage::BendsDocument) => self.nodes[at].disk.bend_a_document(),
             _ => {}
         }
         self.nodes[at].inbox.clear();
@@ -108,6 +209,60 @@ impl World {
                 self.reconnect(at, peer);
             }
         }
+    }
+
+    /// A node loses its store, and begins with an empty one.
+    pub(super) fn lose_store(&mut self, at: usize) {
+        self.crash(at);
+        self.checkers.truth.replace(at, None);
+        let mut goals: BTreeMap<ShardId, Vector> = BTreeMap::new();
+        for (peer, view) in self.checkers.truth.nodes.iter().enumerate().filter(|(peer, _)| *peer != at) {
+            let copy = &mut self.nodes[peer].old_copy;
+            if let Some(copy) = copy.as_mut().filter(|copy| copy.known_by == at) {
+                copy.peer_lost = true;
+            }
+            for (shard, vector) in &view.durable {
+                let goal = goals.entry(*shard).or_default();
+                vector.iter().for_each(|(origin, seq)| goal.raise(*origin, seq));
+            }
+        }
+        let truth = &self.checkers.truth;
+        goals.retain(|shard, _| truth.members(shard).any(|member| member == at));
+        let node = &mut self.nodes[at];
+        (node.disk, node.backup, node.old_copy) = (SimDisk::new(), None, None);
+        for other in &mut self.nodes {
+            other.meeting.retain(|(peer, _)| *peer != at); // that was the store before
+        }
+        let node = &mut self.nodes[at];
+        node.catching_up = Some(goals);
+        self.journal.note(self.now_us, at, || "its store is gone".into());
+    }
+
+    /// A node gets an old copy of its store; says whether there is one that a peer can recognise.
+    pub(super) fn put_back_old_copy(&mut self, at: usize) -> bool {
+        let id = self.nodes[at].id;
+        let Some(backup) = &self.nodes[at].backup else { return false };
+        if backup.made_us + OLD_COPY_US > self.now_us || self.nodes[at].is_old_copy() {
+            return false;
+        }
+        let name = NodeKey::Peer(id).encode();
+        let known_by = (0..self.nodes.len()).filter(|peer| *peer != at).find(|peer| {
+            let node = &self.nodes[*peer];
+            let row = node.disk.row::<PeerRow>(Space::Node, &name).ok().flatten();
+            let durable = node.running.is_some() && node.disk.unsynced() == 0;
+            durable
+                && row.is_some_and(|r| r.seen.commit > backup.commit)
+                && self.checkers.truth.has_met(*peer, at)
+        });
+        let Some(known_by) = known_by else { return false };
+        self.crash(at);
+        let Some(backup) = self.nodes[at].backup.take() else { return false };
+        self.journal.note(self.now_us, at, || format!("gets back its store of commit {}", backup.commit));
+        self.checkers.truth.replace(at, Some(&backup.view));
+        let node = &mut self.nodes[at];
+        node.disk = backup.disk;
+        node.old_copy = Some(OldCopy { known_by, peer_lost: false });
+        true
     }
 
     pub(super) fn input(&mut self, at: usize, input: Input) {
@@ -135,6 +290,14 @@ impl World {
         if node.paused {
             return; // goes on when that is over
         }
+        let meeting = std::mem::take(&mut node.meeting);
+        node.linked.extend(meeting.iter().copied());
+        for (peer, _) in meeting {
+            if !self.nodes[peer].is_old_copy() {
+                self.checkers.truth.meet(at, peer);
+            }
+        }
+        let node = &mut self.nodes[at];
         let Some((store, replica)) = &mut node.running else { return };
         let mut inputs = std::mem::take(&mut node.inbox);
         node.gathered |= node.syncing && !inputs.is_empty();
@@ -159,30 +322,35 @@ impl World {
         }
         node.status = Some(replica.status(now));
         if let Some(error) = failed {
-            return self.checkers.violations.push(format!("{}: {error}", node.id));
+            let text = format!("{} stops: {error}", node.id);
+            return self.checkers.violated(Promise::Service, vec![at], text);
         }
         let mut outputs = Vec::new();
         while let Some(output) = replica.poll_output() {
             outputs.push(output);
         }
-        self.checkers.committed(at, node.id, store, replica);
-        self.trace.add(store.head().hash);
+        self.checkers.committed(at, store, replica.stable_commit());
+        let head = store.head();
+        self.trace.add(head.hash);
         self.trace.add(outputs.len() as u64);
         node.syncing = true;
         let (least, most) = node.sync_us;
         let life = node.life;
         let sync_us = self.rng.between(least, most);
-        if self.size.sabotage == Some(Sabotage::LeavesBeforeSync) {
-            for output in std::mem::take(&mut outputs) {
-                self.carry_out(at, output);
+        if self.size.sabotage == Some(Sabotage::RepliesBeforeSync) {
+            let is_reply = |output: &Output| matches!(output, Output::Reply { .. });
+            let (replies, rest) = std::mem::take(&mut outputs).into_iter().partition(is_reply);
+            outputs = rest;
+            for reply in replies {
+                self.carry_out(at, reply);
             }
         }
         self.schedule(sync_us, What::Synced { node: at, life, outputs });
-        self.check_equal(at);
+        self.look(at);
     }
 
-    /// Where the vectors of two nodes meet, their states must.
-    pub(super) fn check_equal(&mut self, at: usize) {
+    /// Where the vectors of two nodes meet, their states must; and a state is what its changes say.
+    fn look(&mut self, at: usize) {
         if !self.order.is_multiple_of(7) {
             return; // a sample: the whole state is compared
         }
@@ -191,8 +359,13 @@ impl World {
             return;
         };
         // A vector in an open turn is read before the rows that belong to it can be scanned.
-        if at != other && !a.is_dirty() && !b.is_dirty() {
-            self.checkers.equal((self.nodes[at].id, a), (self.nodes[other].id, b));
+        if a.is_dirty() || b.is_dirty() {
+            return;
+        }
+        if at != other {
+            self.checkers.see(Fact::Pair { a: (at, a), b: (other, b) });
+        } else if self.order.is_multiple_of(5) {
+            self.checkers.see(Fact::State { node: at, store: a });
         }
     }
 
@@ -206,18 +379,35 @@ impl World {
         let id = node.id;
         let Some((store, replica)) = &mut node.running else { return };
         if store.sync().is_err() {
-            return self.checkers.violations.push(format!("{id}: the disk failed"));
+            return self.checkers.violated(Promise::Service, vec![at], format!("{id}: the disk failed"));
         }
-        self.checkers.synced(id);
+        self.checkers.truth.nodes[at].synced();
         node.syncing = false;
         let Some(status) = node.status.take() else { return };
+        let (head, stable_commit) = (store.head().commit, status.stable_commit);
+        node.published = Some(Published { snapshot: store.snapshot(), head, stable_commit });
+        let view = &self.checkers.truth.nodes[at];
+        if node.backup.is_none() && node.old_copy.is_none() && self.rng.chance(2) {
+            let (disk, view) = (node.disk.copy(), view.clone());
+            node.backup = Some(Backup { made_us: self.now_us, commit: head, disk, view });
+        }
+        let reached = |goals: &BTreeMap<ShardId, Vector>| {
+            goals.iter().all(|(shard, goal)| view.durable.get(shard).is_some_and(|v| v.dominates(goal)))
+        };
+        let caught_up = node.catching_up.as_ref().is_some_and(reached);
+        if caught_up {
+            node.catching_up = None;
+        }
         let deadline = replica.next_deadline(now).saturating_sub(now.mono_us).max(200);
+        let busy = node.gathered || !node.inbox.is_empty();
+        if caught_up {
+            self.cover("an empty store was filled from the peers' logs");
+        }
         for link in &status.links {
-            if let Some(closed) = link.closed {
-                self.checkers.closed(at, id, link.peer.node, closed);
+            if let (Some(closed), Some(peer)) = (link.closed, self.number(link.peer.node)) {
+                self.checkers.see(Fact::Closed { node: at, peer, closed });
             }
         }
-        let busy = node.gathered || !node.inbox.is_empty();
         if status.fenced {
             self.cover("a fast clock fenced itself");
         }
@@ -225,14 +415,21 @@ impl World {
             self.cover("changes became stable");
         }
         for output in outputs {
+            if self.nodes[at].running.is_none() {
+                return; // one of them set its store aside
+            }
             self.carry_out(at, output);
         }
+        self.serve_waiting(at);
         self.wake(at, if busy { 0 } else { deadline });
     }
 
     pub(super) fn carry_out(&mut self, at: usize, output: Output) {
         match output {
-            Output::Reply { ticket, outcome } => self.replied(ticket, outcome),
+            Output::Reply { ticket, outcome } => {
+                self.journal.note(self.now_us, at, || format!("answers write {ticket}: {outcome:?}"));
+                self.replied(at, ticket, outcome);
+            }
             Output::Send { to, frame } => self.send(at, to, frame),
             Output::Disconnect { peer, .. } => {
                 let Some(peer) = self.number(peer) else { return };
@@ -249,7 +446,11 @@ impl World {
         }
     }
 
-    pub(super) fn observe(&mut self, at: usize, event: Event) {
+    fn observe(&mut self, at: usize, event: Event) {
+        self.journal.note(self.now_us, at, || format!("{event:?}"));
+        // What a hostile frame may cause; which keys, the checkers know.
+        let attacked =
+            !self.checkers.truth.forged.is_empty() || self.report.coverage.contains_key("hostile: torn");
         let what = match event {
             Event::Applied { .. } => "changes applied",
             Event::Pended => "a change waited for what it depends on",
@@ -261,27 +462,38 @@ impl World {
             Event::Unequal(_) => "vectors compared unequal",
             Event::BelowFloor(_) => "a wanted change was trimmed",
             Event::FutureStamp(_) => "a stamp from the future was stored",
-            Event::Parked { reason } => {
-                let id = self.nodes[at].id;
-                return self.checkers.violations.push(format!("{id} parked a key: {reason}"));
-            }
-            Event::Recounted { was, is } => {
-                let id = self.nodes[at].id;
-                return self.checkers.violations.push(format!("{id} tallied {was:?} and holds {is:?}"));
-            }
             Event::Collected => "a hidden life was collected",
             Event::Expired => "an expired key was deleted",
             Event::Trimmed { .. } => "the log was trimmed",
             Event::Outlived => "an edit of a deleted life arrived",
+            Event::Parked { .. } if attacked => "a hostile change parked its key",
+            Event::Refused { .. } if attacked => "a hostile change was refused",
+            Event::Parked { reason } => {
+                let text = format!("n{at} parked a key: {reason}");
+                return self.checkers.violated(Promise::Service, vec![at], text);
+            }
             Event::Refused { from, reason } => {
-                let id = self.nodes[at].id;
-                return self.checkers.violations.push(format!("{id} refused a change of {from}: {reason}"));
+                let text = format!("n{at} refused a change of {from}: {reason}");
+                return self.checkers.violated(Promise::Service, vec![at], text);
             }
-            Event::Short { by, reason } => {
-                let id = self.nodes[at].id;
-                return self.checkers.violations.push(format!("{id} is short, says {by}: {reason}"));
+            Event::Recounted { was, is } => {
+                let text = format!("n{at} tallied {was:?} and holds {is:?}");
+                return self.checkers.violated(Promise::Service, vec![at], text);
             }
+            Event::Short { by, reason } => return self.short(at, by, &reason),
         };
         self.cover(what);
+    }
+
+    /// A peer says that a node's store is an old copy. Its operator sets it aside.
+    fn short(&mut self, at: usize, by: NodeId, reason: &str) {
+        if self.nodes[at].old_copy.is_none() {
+            let text = format!("n{at} is short, says {by}: {reason}");
+            return self.checkers.violated(Promise::Service, vec![at], text);
+        }
+        self.cover("an old copy of a store was recognised");
+        self.lose_store(at);
+        let pause = self.rng.between(10_000, 2_000_000);
+        self.schedule(pause, What::Mend(Mend::Start(at)));
     }
 }

@@ -1,0 +1,50 @@
+//! Members with equal vectors show equal state.
+
+use tropism_crdt::cell::Cell;
+use tropism_placement::ShardId;
+use tropism_storage::{Reads, Store};
+
+use super::{Checker, Fact, Found, Promise, Truth};
+
+pub(super) struct Convergence;
+
+impl Checker for Convergence {
+    fn promise(&self) -> Promise {
+        Promise::Convergence
+    }
+
+    fn see(&mut self, truth: &Truth, fact: &Fact<'_>, found: &mut Found) {
+        let Fact::Pair { a: (a, store_a), b: (b, store_b) } = *fact else { return };
+        for (row, vector) in store_a.shards().unwrap_or_default() {
+            let shard = row.id();
+            if store_b.vector(shard).ok().as_ref() != Some(&vector) {
+                continue;
+            }
+            let (ours, theirs) = (cells(truth, store_a, shard), cells(truth, store_b, shard));
+            if ours != theirs {
+                let difference = ours.iter().zip(&theirs).find(|(x, y)| x != y);
+                let (name_a, name_b) = (truth.name(a), truth.name(b));
+                let text = format!(
+                    "{name_a} and {name_b}: equal vectors, unequal state of {}: {difference:?}",
+                    row.scope
+                );
+                found.push((vec![a, b], text));
+            }
+        }
+    }
+}
+
+/// The keys of a shard as its members must agree on them: of a hidden life only that it is hidden.
+fn cells(truth: &Truth, store: &Store, shard: ShardId) -> Vec<Option<(String, Cell)>> {
+    let rows = store.values(shard, "", None);
+    rows.filter_map(|row| match row {
+        Err(_) => Some(None),
+        Ok((key, _)) if !truth.is_sound(shard, &key) => None,
+        Ok((key, row)) if row.cell.alive() => Some(Some((key, row.cell))),
+        Ok((key, row)) => {
+            let Cell { life, deleted_at, .. } = row.cell;
+            Some(Some((key, Cell { life, deleted_at, ..Cell::default() })))
+        }
+    })
+    .collect()
+}

@@ -1,0 +1,49 @@
+//! What was acknowledged is on the disks that its level names, and stays.
+
+use tropism_storage::LogKey;
+
+use super::{Checker, Fact, Found, Promise, Truth};
+
+/// The changes that were acknowledged.
+#[derive(Default)]
+pub(super) struct Durability(Vec<LogKey>);
+
+impl Checker for Durability {
+    fn promise(&self) -> Promise {
+        Promise::Durability
+    }
+
+    fn see(&mut self, truth: &Truth, fact: &Fact<'_>, found: &mut Found) {
+        match *fact {
+            Fact::Answered { ticket, outcome: Ok(done) } => {
+                let (Some((origin, seq)), Some(asked)) = (done.change, truth.asked.get(&ticket)) else {
+                    return;
+                };
+                let key = LogKey { shard: done.shard, origin, seq };
+                let disks =
+                    truth.members(&done.shard).filter(|node| truth.nodes[*node].ever_had(&key)).count();
+                if disks < asked.regions {
+                    let author = truth.made.get(&key).map_or(0, |made| made.author);
+                    let text =
+                        format!("{key:?} was acknowledged for {} regions, {disks} have it", asked.regions);
+                    found.push((vec![author], text));
+                }
+                self.0.push(key);
+            }
+            Fact::Ended { node } => {
+                for key in self.0.iter().filter(|key| !truth.lost.contains(key)) {
+                    if truth.members(&key.shard).any(|member| member == node)
+                        && !truth.liars.iter().any(|(_, shard)| *shard == key.shard)
+                        && !truth.nodes[node].counts(key)
+                    {
+                        found.push((
+                            vec![node],
+                            format!("{}: acknowledged {key:?} is lost", truth.name(node)),
+                        ));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

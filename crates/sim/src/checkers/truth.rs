@@ -1,0 +1,274 @@
+//! What really happened, as the world saw it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use tropism_crdt::{Change, ExpiryChange, NodeId, Origin, Stamp, Vector};
+use tropism_placement::{PlacementRecord, RegionName, Rules, ScopeName, ShardId};
+use tropism_replica::{RULE_EPOCH, WriteDone, WriteError, WriteOp};
+use tropism_storage::LogKey;
+
+/// Everything the checkers share.
+pub(crate) struct Truth {
+    pub(crate) nodes: Vec<NodeView>,
+    /// Where each node is.
+    regions: Vec<RegionName>,
+    rules: Rules,
+    /// Every change that a node made.
+    pub(crate) made: BTreeMap<LogKey, Made>,
+    /// The changes of a key, in the order in which they were made.
+    pub(crate) of_key: BTreeMap<(ShardId, String), Vec<LogKey>>,
+    /// What became of a client's write.
+    pub(crate) of_ticket: BTreeMap<u64, LogKey>,
+    /// What clients asked for.
+    pub(crate) asked: BTreeMap<u64, Asked>,
+    /// Changes that a hostile version took the place of, and those versions.
+    pub(crate) forged: BTreeSet<LogKey>,
+    /// Keys that such changes touch: nothing is promised for them.
+    pub(crate) spoiled: BTreeSet<(ShardId, String)>,
+    /// Shards in which a node lied: it may lack what it said.
+    pub(crate) liars: BTreeSet<(usize, ShardId)>,
+    /// Changes that may be gone with a store that was lost.
+    pub(crate) lost: BTreeSet<LogKey>,
+    /// `(node, peer)`: the node knows the store that the peer has now.
+    met: BTreeSet<(usize, usize)>,
+    /// The nodes that hold a shard.
+    members: BTreeMap<ShardId, Vec<usize>>,
+}
+
+/// A change and what its author had applied of the shard before it.
+pub(crate) struct Made {
+    pub(crate) change: Change,
+    pub(crate) saw: Vector,
+    /// The client's write; none: the node made it by itself.
+    pub(crate) ticket: Option<u64>,
+    /// The node that made it.
+    pub(crate) author: usize,
+}
+
+/// A write as its client sent it.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) client: Option<usize>,
+    pub(crate) scope: ScopeName,
+    pub(crate) key: String,
+    pub(crate) op: WriteOp,
+    pub(crate) expiry: ExpiryChange,
+    /// The regions whose disks the answer stands for.
+    pub(crate) regions: usize,
+    pub(crate) request_id: Option<u128>,
+}
+
+/// One node's store, as its log adds up.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeView {
+    pub(crate) id: Option<NodeId>,
+    /// Who it is in this life.
+    origin: Option<Origin>,
+    pub(crate) commit: u64,
+    pub(crate) vectors: BTreeMap<ShardId, Vector>,
+    /// The same as of the last sync: what a crash leaves at least.
+    pub(crate) durable: BTreeMap<ShardId, Vector>,
+    /// What was ever durable here, in this store or one that was lost.
+    ever: BTreeMap<ShardId, Vector>,
+    /// After each commit since the last sync.
+    unsynced: Vec<(u64, BTreeMap<ShardId, Vector>)>,
+    logged: Vec<(u64, LogKey)>,
+    /// How many of `logged` were held for stable, and the vectors they add up to.
+    stable: usize,
+    pub(crate) stable_vectors: BTreeMap<ShardId, Vector>,
+    /// Its own changes in the order in which they became durable, and those that are not yet.
+    pub(crate) authored: Vec<(Stamp, LogKey)>,
+    not_durable: Vec<(Stamp, LogKey)>,
+    /// Counts stores: what was checked of an earlier one is void.
+    pub(crate) store: u64,
+    /// Counts starts.
+    pub(crate) starts: u64,
+}
+
+impl NodeView {
+    /// Whether a change is counted in the vectors.
+    pub(crate) fn counts(&self, key: &LogKey) -> bool {
+        includes(&self.vectors, key)
+    }
+
+    /// Whether a change was ever on this node's disk.
+    pub(crate) fn ever_had(&self, key: &LogKey) -> bool {
+        includes(&self.ever, key)
+    }
+
+    pub(super) fn committed(&mut self, head: u64) {
+        self.commit = head;
+        self.unsynced.push((head, self.vectors.clone()));
+    }
+
+    pub(super) fn next_stable(&self, stable_commit: u64) -> Option<LogKey> {
+        self.logged.get(self.stable).filter(|(commit, _)| *commit <= stable_commit).map(|(_, key)| *key)
+    }
+
+    /// The node's disk has everything up to its last commit.
+    pub(crate) fn synced(&mut self) {
+        if let Some((_, vectors)) = self.unsynced.pop() {
+            self.durable = vectors;
+        }
+        self.unsynced.clear();
+        for (shard, vector) in &self.durable {
+            let ever = self.ever.entry(*shard).or_default();
+            for (origin, seq) in vector.iter() {
+                ever.raise(*origin, seq);
+            }
+        }
+        self.authored.append(&mut self.not_durable);
+    }
+}
+
+fn includes(vectors: &BTreeMap<ShardId, Vector>, key: &LogKey) -> bool {
+    vectors.get(&key.shard).is_some_and(|vector| vector.includes(&key.origin, key.seq))
+}
+
+impl Truth {
+    pub(super) fn new(ids: Vec<NodeId>, regions: Vec<RegionName>, rules: Rules) -> Self {
+        let count = ids.len();
+        let nodes = ids.into_iter().map(|id| NodeView { id: Some(id), ..NodeView::default() }).collect();
+        let pairs = (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).collect();
+        Self {
+            nodes,
+            regions,
+            rules,
+            made: BTreeMap::new(),
+            of_key: BTreeMap::new(),
+            of_ticket: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            forged: BTreeSet::new(),
+            spoiled: BTreeSet::new(),
+            liars: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            met: pairs,
+            members: BTreeMap::new(),
+        }
+    }
+
+    /// A node's name.
+    pub(crate) fn name(&self, node: usize) -> String {
+        self.nodes[node].id.map_or_else(|| node.to_string(), |id| id.to_string())
+    }
+
+    /// The nodes that hold a shard; all, while nothing was made there.
+    pub(crate) fn members(&self, shard: &ShardId) -> impl Iterator<Item = usize> + '_ {
+        let members = self.members.get(shard);
+        let all = if members.is_none() { 0..self.nodes.len() } else { 0..0 };
+        members.into_iter().flatten().copied().chain(all)
+    }
+
+    /// Whether a node learnt what store its peer has now.
+    pub(crate) fn has_met(&self, node: usize, peer: usize) -> bool {
+        self.met.contains(&(node, peer))
+    }
+
+    /// A node learns what store its peer has now.
+    pub(crate) fn meet(&mut self, node: usize, peer: usize) {
+        self.met.insert((node, peer));
+    }
+
+    /// Whether a key's state is promised: no hostile change touches it.
+    pub(crate) fn is_sound(&self, shard: ShardId, key: &str) -> bool {
+        self.spoiled.is_empty() || !self.spoiled.contains(&(shard, key.to_owned()))
+    }
+
+    /// A node gets another store: an old copy, or an empty one. What only the store it loses had may be lost.
+    pub(crate) fn replace(&mut self, node: usize, by: Option<&NodeView>) {
+        let only_here: Vec<LogKey> = self
+            .made
+            .keys()
+            .filter(|key| self.nodes[node].counts(key) || self.nodes[node].ever_had(key))
+            .filter(|key| !by.is_some_and(|view| includes(&view.durable, key)))
+            .filter(|key| (0..self.nodes.len()).all(|n| n == node || !includes(&self.nodes[n].durable, key)))
+            .copied()
+            .collect();
+        self.lost.extend(only_here);
+        let old = &self.nodes[node];
+        let fresh = NodeView { id: old.id, ..NodeView::default() };
+        let (ever, store, starts) = (old.ever.clone(), old.store + 1, old.starts);
+        self.nodes[node] = NodeView { ever, store, starts, ..by.cloned().unwrap_or(fresh) };
+        self.met.retain(|(_, peer)| *peer != node);
+    }
+
+    pub(super) fn opened(&mut self, node: usize, found: u64, origin: Origin) {
+        let view = &mut self.nodes[node];
+        view.origin = Some(origin);
+        // Commits that were not synced may have survived all the same, in order.
+        view.unsynced.retain(|(commit, _)| *commit <= found);
+        view.vectors = view.unsynced.pop().map_or_else(|| view.durable.clone(), |(_, vectors)| vectors);
+        view.durable.clone_from(&view.vectors);
+        view.unsynced.clear();
+        view.commit = found;
+        view.starts += 1;
+        view.logged.retain(|(commit, _)| *commit <= found);
+        view.stable = view.stable.min(view.logged.len());
+        let vectors = &view.vectors;
+        view.authored.append(&mut view.not_durable);
+        view.authored.retain(|(_, key)| includes(vectors, key));
+    }
+
+    /// Reads a change that entered a node's log; says whether the node made it.
+    pub(super) fn learn(&mut self, node: usize, key: LogKey, bytes: Option<&Bytes>) -> bool {
+        if Some(key.origin) != self.nodes[node].origin {
+            return false;
+        }
+        let Some(change) = bytes.and_then(|bytes| Change::decode(bytes).ok()) else { return true };
+        let ticket = change.trace.map(|trace| u128::from_be_bytes(trace.trace_id) as u64);
+        let saw = self.nodes[node].vectors.get(&key.shard).cloned().unwrap_or_default();
+        if let Some(record) = self.record(&change.scope) {
+            let held = |region: &RegionName| record.members().any(|member| member == region);
+            let members = (0..self.regions.len()).filter(|node| held(&self.regions[*node])).collect();
+            self.members.entry(key.shard).or_insert(members);
+        }
+        if self.forged.contains(&key) {
+            self.spoiled.insert((key.shard, change.key.clone()));
+        }
+        self.of_key.entry((key.shard, change.key.clone())).or_default().push(key);
+        if let Some(ticket) = ticket {
+            self.of_ticket.insert(ticket, key);
+        }
+        self.nodes[node].not_durable.push((change.stamp, key));
+        self.made.insert(key, Made { change, saw, ticket, author: node });
+        true
+    }
+
+    /// Counts a change in a node's vectors.
+    pub(super) fn count(&mut self, node: usize, commit: u64, key: LogKey) {
+        let view = &mut self.nodes[node];
+        view.vectors.entry(key.shard).or_default().raise(key.origin, key.seq);
+        view.logged.push((commit, key));
+    }
+
+    /// A node holds the next change for stable. What a hostile peer made up nobody else has to see.
+    pub(super) fn hold_stable(&mut self, node: usize, key: LogKey) {
+        let view = &mut self.nodes[node];
+        view.stable += 1;
+        if !self.forged.contains(&key) {
+            view.stable_vectors.entry(key.shard).or_default().raise(key.origin, key.seq);
+        }
+    }
+
+    /// The record of a scope.
+    pub(crate) fn record(&self, scope: &str) -> Option<PlacementRecord> {
+        let name = ScopeName::new(scope).ok()?;
+        Some(PlacementRecord::implied(RULE_EPOCH, self.rules.find(&name)?, &name))
+    }
+
+    pub(super) fn answered(&mut self, ticket: u64, outcome: &Result<WriteDone, WriteError>) {
+        if let Ok(WriteDone { change: Some((origin, seq)), shard, replayed: false, .. }) = outcome {
+            let key = LogKey { shard: *shard, origin: *origin, seq: *seq };
+            self.of_ticket.insert(ticket, key);
+        }
+    }
+
+    /// What whoever has a change has seen of its shard.
+    pub(crate) fn closure(&self, shard: ShardId, origin: Origin, seq: u64) -> Vector {
+        let key = LogKey { shard, origin, seq };
+        let mut vector = self.made.get(&key).map(|made| made.saw.clone()).unwrap_or_default();
+        vector.raise(origin, seq);
+        vector
+    }
+}
