@@ -30,6 +30,9 @@ use crate::sync::{Finisher, Leaving, SyncThread, Turn};
 pub const INPUT_QUEUE: usize = 4_096;
 /// Inputs of one turn: bounds the batch and how long the first of them waits for the last.
 const TURN_INPUTS: usize = 1_024;
+/// A turn that has lasted so long takes no more inputs: what a peer sends at once while this node catches up would keep
+/// answers and heartbeats for seconds.
+const TURN_TIME: Duration = Duration::from_millis(10);
 /// Frames that wait for a peer's socket; credit bounds their bytes to a few MiB. Beyond it the link is dropped.
 pub const FRAME_QUEUE: usize = 1_024;
 /// A turn of so few inputs is synced by the replica's own thread.
@@ -309,6 +312,7 @@ impl Driver {
             next_ticket: 0,
             status_due: Instant::now(),
             inputs: 0,
+            began: None,
             leaving: Vec::new(),
             footprint_due: Instant::now(),
         };
@@ -353,6 +357,8 @@ struct Turns {
     status_due: Instant,
     /// Inputs of the open turn.
     inputs: usize,
+    /// When the first of them was taken.
+    began: Option<Instant>,
     /// What leaves with the open turn beside the replica's outputs.
     leaving: Vec<Leaving>,
     footprint_due: Instant,
@@ -372,10 +378,14 @@ impl Turns {
             for message in first.into_iter().chain(inbox.try_iter()).take(room) {
                 stopping |= matches!(message, Message::Stop);
                 self.take(now, message)?;
+                if self.began.get_or_insert_with(Instant::now).elapsed() >= TURN_TIME {
+                    break;
+                }
             }
             if stopping {
                 self.sync.wait()?;
                 self.end_turn(now)?;
+                self.sync.wait()?;
                 return self.stop();
             }
             if !self.sync.busy()? {
@@ -387,7 +397,7 @@ impl Turns {
     /// The next message; none when the open turn can end, or time asks for something.
     fn next(&mut self, inbox: &Receiver<Message>) -> Result<Option<Message>, Failure> {
         if self.sync.busy()? {
-            if self.inputs >= TURN_INPUTS {
+            if self.inputs >= TURN_INPUTS || self.began.is_some_and(|began| began.elapsed() >= TURN_TIME) {
                 self.sync.wait()?;
                 return Ok(None);
             }
@@ -415,6 +425,7 @@ impl Turns {
             self.leave(output, &mut leaving)?;
         }
         let inputs = std::mem::take(&mut self.inputs);
+        self.began = None;
         let turn = Turn {
             committed,
             origin: self.replica.origin(),

@@ -71,6 +71,8 @@ struct Session {
     position: u64,
     /// Changes of commit `position + 1` already dealt with.
     partial: usize,
+    /// When changes that wait for company are sent without.
+    batch_due_us: Option<u64>,
     outstanding: Outstanding,
     last_batch_us: u64,
     last_progress_us: u64,
@@ -263,9 +265,10 @@ impl Link {
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let session = self.session.as_ref()?;
-        let batch = (session.partial > 0).then_some(session.last_batch_us + BATCH_LINGER_US);
+        // What waits for credit goes on when the peer tells.
         let left = session.outstanding.left.first().map(|(due, _)| *due);
-        let times = [session.tell_at_us, batch, left, session.suspects.next_due()];
+        let left = left.filter(|_| session.outstanding.bytes < CREDIT_BYTES);
+        let times = [session.tell_at_us, session.batch_due_us, left, session.suspects.next_due()];
         Some(times.into_iter().flatten().fold(session.next_heartbeat_us, u64::min))
     }
 
@@ -355,6 +358,7 @@ impl Replica {
             number: 0,
             position: link.row.cursor,
             partial: 0,
+            batch_due_us: None,
             outstanding: Outstanding::default(),
             last_batch_us: 0,
             last_progress_us: now.mono_us,
@@ -642,6 +646,8 @@ impl Replica {
             session.position = commit;
             session.partial = 0;
         }
+        let unsent = session.position + 1 < open || session.partial < self.recent.len(open);
+        session.batch_due_us = (linger && unsent).then_some(session.last_batch_us + BATCH_LINGER_US);
         self.recent.count(walked);
         batch.finish(&mut frames);
         if !frames.is_empty() {

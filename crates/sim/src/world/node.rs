@@ -321,6 +321,11 @@ impl World {
             failed = Some(error.to_string());
         }
         node.status = Some(replica.status(now));
+        if replica.next_deadline(now) <= now.mono_us {
+            let text =
+                format!("{} asks for another turn at once, after everything that is due was done", node.id);
+            return self.checkers.violated(Promise::Service, vec![at], text);
+        }
         if let Some(error) = failed {
             let text = format!("{} stops: {error}", node.id);
             return self.checkers.violated(Promise::Service, vec![at], text);
