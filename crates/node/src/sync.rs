@@ -152,3 +152,160 @@ impl SyncThread {
 fn locked(finisher: &Mutex<Finisher>) -> MutexGuard<'_, Finisher> {
     finisher.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed assumption of a test is a failed test
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tropism_crdt::{ExpiryChange, NodeId};
+    use tropism_placement::{RegionName, Regions, ScopeName};
+    use tropism_replica::{Identity, Write, WriteOp};
+    use tropism_storage::engine::Rows;
+    use tropism_storage::{Batch, Engine, EngineError, Footprint, MemoryEngine, Space, Store, Syncer, View};
+
+    use super::Arc;
+    use crate::driver::{CallError, Driver, Handle};
+
+    /// A memory engine on a disk that syncs when it is told to, or fails.
+    struct Slow(MemoryEngine);
+
+    impl View for Slow {
+        fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+            self.0.get(space, key)
+        }
+
+        fn scan<'a>(&'a self, space: Space, from: &[u8], to: &[u8]) -> Rows<'a> {
+            self.0.scan(space, from, to)
+        }
+    }
+
+    impl Engine for Slow {
+        fn commit(&mut self, batch: Batch) -> Result<(), EngineError> {
+            self.0.commit(batch)
+        }
+
+        fn sync(&mut self) -> Result<(), EngineError> {
+            self.0.sync()
+        }
+
+        fn syncer(&self) -> Box<dyn Syncer> {
+            Box::new(Gate(GATE.take().unwrap()))
+        }
+
+        fn snapshot(&self) -> Arc<dyn View + Send + Sync> {
+            self.0.snapshot()
+        }
+
+        fn durable(&self) -> bool {
+            false
+        }
+
+        fn footprint(&self) -> Footprint {
+            self.0.footprint()
+        }
+    }
+
+    thread_local! {
+        static GATE: std::cell::Cell<Option<Receiver<bool>>> = const { std::cell::Cell::new(None) };
+    }
+
+    struct Gate(Receiver<bool>);
+
+    impl Syncer for Gate {
+        fn sync(&mut self) -> Result<(), EngineError> {
+            match self.0.recv() {
+                Ok(false) => Err(EngineError { doing: "syncing", problem: "no".into() }),
+                _ => Ok(()), // a test that is over lets everything go
+            }
+        }
+    }
+
+    const REGIONS: &str = "region = [{ name = \"a\", place = \"A\" }]\n[[rule]]\nname = \"all\"\npattern = \"**\"\n\
+                           kind = \"register\"\n";
+
+    fn driver() -> (Driver, Handle, Sender<bool>) {
+        let (open, gate) = channel();
+        GATE.set(Some(gate));
+        let regions = Regions::parse("test", REGIONS).unwrap();
+        let identity = Identity {
+            cluster: "test".into(),
+            node: NodeId::new("a-1").unwrap(),
+            region: RegionName::new("a").unwrap(),
+            boot_random: 1,
+            new_store_id: 1,
+            peers: vec![],
+            rules: regions.rules().clone(),
+            cache_bytes: 1 << 20,
+            log_keep_ms: 600_000,
+            log_keep_bytes: 1 << 20,
+        };
+        let store = Store::open(Box::new(Slow(MemoryEngine::new()))).unwrap();
+        let (driver, handle) = Driver::start(store, identity, None).unwrap();
+        (driver, handle, open)
+    }
+
+    fn put(handle: &Handle, key: u32) -> tokio::task::JoinHandle<Result<(), CallError>> {
+        let write = Write {
+            scope: ScopeName::new("s").unwrap(),
+            key: key.to_string(),
+            op: WriteOp::PutRegister { content_type: String::new(), bytes: Bytes::from_static(b"v") },
+            precondition: None,
+            expiry: ExpiryChange::Keep,
+            durability: None,
+            deadline_us: u64::MAX,
+            request_id: None,
+            trace: None,
+        };
+        let handle = handle.clone();
+        tokio::spawn(async move { handle.write(write).await.map(|_| ()) })
+    }
+
+    /// Long enough that what can happen does.
+    async fn a_while() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_leaves_or_shows_before_its_sync_and_the_next_turn_is_gathered_meanwhile() {
+        let (driver, handle, open) = driver();
+        let first: Vec<_> = (0..20).map(|key| put(&handle, key)).collect();
+        a_while().await;
+        let second: Vec<_> = (20..40).map(|key| put(&handle, key)).collect();
+        a_while().await;
+        let head = handle.published().head;
+        assert!(first.iter().chain(&second).all(|write| !write.is_finished()), "nothing is durable yet");
+        // As many turns as it takes: each is let through, and what it holds is answered and shown.
+        for write in first.into_iter().chain(second) {
+            while !write.is_finished() {
+                open.send(true).unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(write.await.unwrap(), Ok(()));
+            assert!(handle.published().head.commit > head.commit);
+        }
+        let last: Vec<_> = (40..60).map(|key| put(&handle, key)).collect();
+        drop(open);
+        let failed = handle.failed();
+        tokio::task::spawn_blocking(|| driver.stop()).await.unwrap();
+        for write in last {
+            assert_eq!(write.await.unwrap(), Ok(()), "a stop finishes what was begun");
+        }
+        assert_eq!(*failed.borrow(), None);
+    }
+
+    #[tokio::test]
+    async fn a_sync_that_fails_answers_nobody_and_stops_the_node() {
+        let (_driver, handle, open) = driver();
+        let writes: Vec<_> = (0..20).map(|key| put(&handle, key)).collect();
+        let mut failed = handle.failed();
+        open.send(false).unwrap();
+        failed.wait_for(Option::is_some).await.unwrap();
+        for write in writes {
+            assert!(matches!(write.await.unwrap(), Err(CallError::Stopped)));
+        }
+        assert!(matches!(*failed.borrow(), Some(super::Failure::Store(_))));
+    }
+}

@@ -748,7 +748,7 @@ fn a_rotten_piece_of_history_parks_its_key_and_refuses_its_writes() {
     pair.wait_ms(1_000);
     for node in 0..2 {
         pair.restart(node); // it is not in memory
-        let name = EditKey { shard: shard("docs"), key: "d", life: 0, part: 0 }.encode();
+        let name = EditKey { shard: shard("docs"), key: "d", life: 0, part: 1 }.encode();
         rot(&mut pair.nodes[node], Space::Edits, name);
     }
     pair.wait_ms(2_000);

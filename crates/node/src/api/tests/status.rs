@@ -52,9 +52,13 @@ async fn keys_log_bytes_caches_and_backlogs_are_what_they_are() {
     assert_eq!(link.backlog_bytes, store.log_bytes, "all of it");
     assert!(store.log_bytes > 6 * 50, "{store:?}");
     let names: Vec<&str> = status.caches.iter().map(|cache| cache.name.as_str()).collect();
-    assert_eq!(names, ["documents", "vectors", "recent changes"], "the memory engine has no blocks");
+    assert_eq!(
+        names,
+        ["documents", "vectors", "recent changes", "values"],
+        "the memory engine has no blocks"
+    );
     let documents = &status.caches[0];
-    assert_eq!((documents.entries, documents.misses, documents.limit_bytes), (1, 1, 64 << 20));
+    assert_eq!((documents.entries, documents.misses, documents.limit_bytes), (1, 1, 56 << 20));
     assert!(documents.bytes > 0 && status.caches[1].entries >= 3 && status.caches[2].bytes > store.log_bytes);
     assert!(status.clock.is_some_and(|clock| clock.reserved_until > clock.stamp));
     assert!(status.degraded_scopes.is_empty() && status.long_histories.is_empty());
