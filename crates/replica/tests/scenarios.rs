@@ -777,7 +777,7 @@ fn a_peers_change_of_a_document_whose_history_rotted_parks_it() {
     rot(
         &mut pair.nodes[1],
         Space::Edits,
-        EditKey { shard: shard("docs"), key: "d", life: 0, part: 0 }.encode(),
+        EditKey { shard: shard("docs"), key: "d", life: 0, part: 1 }.encode(),
     );
     pair.link();
     pair.write(0, write("docs", "d", document(r#"{"a":2}"#))).unwrap();
