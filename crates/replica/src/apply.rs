@@ -404,7 +404,9 @@ impl Replica {
     /// Asks a peer for changes.
     pub(crate) fn want(&mut self, peer: NodeId, want: Want) {
         if let Some(link) = self.links.get_mut(&peer) {
-            link.counted.wanted += want.to - want.from + 1;
+            // A hostile change may name any number.
+            let changes = want.to.saturating_sub(want.from).saturating_add(1);
+            link.counted.wanted = link.counted.wanted.saturating_add(changes);
         }
         self.event(Event::Wanted(peer));
         self.send(peer, FrameBody::Want(want));
