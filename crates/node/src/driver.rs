@@ -1,7 +1,7 @@
 //! The only loop around the replica: one thread that owns replica and store, and the handle the rest of the node uses.
 //!
 //! The thread drains the inputs that are there into a turn, flushes and commits it. Another thread syncs it, publishes a
-//! snapshot and only then lets replies and frames leave ([`crate::sync`]), while this one gathers the next turn: group
+//! snapshot and only then lets replies and frames leave (`sync.rs`), while this one gathers the next turn: group
 //! commit without linger. Readers never queue here: they take the last published snapshot.
 
 use std::collections::HashMap;
