@@ -1,6 +1,6 @@
 //! What must hold, checked from outside the replicas: one object for each promise.
 //!
-//! The world states [`Fact`]s; [`Truth`] keeps what they add up to; every checker looks at both and knows one promise.
+//! The world states `Fact`s; `Truth` keeps what they add up to; every checker looks at both and knows one promise.
 //! None of them asks a replica what it believes, except to hold it to it.
 
 mod answers;
