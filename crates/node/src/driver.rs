@@ -37,6 +37,8 @@ const TURN_TIME: Duration = Duration::from_millis(10);
 pub const FRAME_QUEUE: usize = 1_024;
 /// A turn of so few inputs is synced by the replica's own thread.
 const SYNCED_IN_PLACE: usize = 4;
+/// How often it is looked whether a sync that takes long is still under way.
+const SYNC_CHECK: Duration = Duration::from_secs(1);
 /// Status for readers is renewed this often at most.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
 /// The store is asked how much room it takes this often at most: it goes through the list of its files.
@@ -267,7 +269,7 @@ impl Driver {
     pub fn start(
         mut store: Store,
         identity: Identity,
-        witness: Option<Box<dyn Witnessed>>,
+        mut witness: Option<Box<dyn Witnessed>>,
     ) -> Result<(Self, Handle), BootError> {
         let time = Time::default();
         let now = time.now();
@@ -290,6 +292,10 @@ impl Driver {
         let (failed_sender, failed) = watch::channel(None);
         let handle =
             Handle { messages: messages.clone(), published: published.clone(), commits, failed, time };
+        if let Some(witness) = &mut witness {
+            // Written again with the first turn; its failure is reported there.
+            witness.synced(replica.origin(), replica.reserved_ms(), store.head()).ok();
+        }
         let finisher = Finisher {
             syncer: store.syncer(),
             witness,
@@ -401,8 +407,8 @@ impl Turns {
                 self.sync.wait()?;
                 return Ok(None);
             }
-            // The end of the sync is a message too.
-            return Ok(inbox.recv().ok());
+            // The end of the sync is a message too; that its thread ended is not.
+            return Ok(inbox.recv_timeout(SYNC_CHECK).ok());
         }
         if self.inputs > 0 {
             return Ok(inbox.try_recv().ok());

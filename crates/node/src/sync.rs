@@ -247,7 +247,8 @@ mod tests {
         (driver, handle, open)
     }
 
-    fn put(handle: &Handle, key: u32) -> tokio::task::JoinHandle<Result<(), CallError>> {
+    /// Writes; says in which commit.
+    fn put(handle: &Handle, key: u32) -> tokio::task::JoinHandle<Result<u64, CallError>> {
         let write = Write {
             scope: ScopeName::new("s").unwrap(),
             key: key.to_string(),
@@ -260,7 +261,7 @@ mod tests {
             trace: None,
         };
         let handle = handle.clone();
-        tokio::spawn(async move { handle.write(write).await.map(|_| ()) })
+        tokio::spawn(async move { handle.write(write).await.map(|done| done.commit) })
     }
 
     /// Long enough that what can happen does.
@@ -283,16 +284,27 @@ mod tests {
                 open.send(true).unwrap();
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            assert_eq!(write.await.unwrap(), Ok(()));
-            assert!(handle.published().head.commit > head.commit);
+            let commit = write.await.unwrap().unwrap();
+            assert!(commit > head.commit && handle.published().head.commit >= commit);
         }
-        let last: Vec<_> = (40..60).map(|key| put(&handle, key)).collect();
-        drop(open);
+        // The order to stop joins a turn of many writes that waits for the sync of the one before.
+        let begun: Vec<_> = (40..60).map(|key| put(&handle, key)).collect();
+        a_while().await;
+        let last: Vec<_> = (60..80).map(|key| put(&handle, key)).collect();
+        a_while().await;
         let failed = handle.failed();
-        tokio::task::spawn_blocking(|| driver.stop()).await.unwrap();
-        for write in last {
-            assert_eq!(write.await.unwrap(), Ok(()), "a stop finishes what was begun");
+        let stopped = tokio::task::spawn_blocking(|| driver.stop());
+        a_while().await;
+        drop(open);
+        stopped.await.unwrap();
+        let mut head = 0;
+        for write in begun.into_iter().chain(last) {
+            head = head.max(write.await.unwrap().unwrap());
         }
+        assert!(
+            handle.published().head.commit > head,
+            "what a clean stop leaves is written behind the writes"
+        );
         assert_eq!(*failed.borrow(), None);
     }
 
