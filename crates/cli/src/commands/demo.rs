@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
-use tropism_client::v1::NodeState;
+use tropism_client::v1::{LinkState, NodeState};
 use tropism_client::{Client, Entry, ScanRange};
 use tropism_placement::{MAX_CONFIG_BYTES, Regions};
 
@@ -148,6 +148,24 @@ impl<'t, 'o> Tour<'t, 'o> {
     /// The round trip between two regions, in milliseconds.
     fn round_trip(&self, from: &Site, to: &Site) -> f64 {
         self.world.places.get(&from.name).and_then(|place| place.rtt_ms.get(&to.node)).copied().unwrap_or(0.0)
+    }
+
+    /// Waits until every node hears every other one: a link takes some round trips to make, longer than a start.
+    async fn linked(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + EQUAL_TIME;
+        for site in &self.sites {
+            while site.client.status().await?.links.iter().any(|link| link.state() != LinkState::Current) {
+                if Instant::now() > deadline {
+                    let seconds = EQUAL_TIME.as_secs();
+                    return Err(broken(format!(
+                        "{} is not linked with all others after {seconds} s",
+                        site.name
+                    )));
+                }
+                sleep(LOOK_INTERVAL).await;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until all regions show the same keys below a prefix at the same versions, and returns those. Equal

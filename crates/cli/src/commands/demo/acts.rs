@@ -122,6 +122,8 @@ impl Tour<'_, '_> {
                 "{NEWS} writes in each region; the others watch. Counted from the call, not from its answer."
             ),
         )?;
+        self.screen.progress("waiting for the links ...");
+        self.linked().await?;
         let mut rows = vec![row(["written in", "seen in", "half round trip", "seen after p50", "slowest"])];
         let mut report = Vec::new();
         for (from, site) in self.sites.iter().enumerate() {
