@@ -288,6 +288,7 @@ impl Node {
             rules: regions.rules().clone(),
             cache_bytes: 1 << 30,
             log_keep_ms: 600_000,
+            digest_key: tropism_replica::DigestKey::default(),
             log_keep_bytes: tropism_replica::limits::LOG_KEEP_BYTES,
         };
         let replica = Replica::boot(now, &mut store, identity)?;

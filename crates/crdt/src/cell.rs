@@ -127,6 +127,16 @@ impl Counter {
             .collect()
     }
 
+    /// Appends totals and floors, in the order of their origins.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for entries in [&self.totals, &self.floors] {
+            put_varint(out, entries.len() as u64);
+            for (origin, (seq, total)) in entries {
+                Floor { origin: *origin, seq: *seq, total: *total }.encode(out);
+            }
+        }
+    }
+
     /// Merges one origin's total and the floors it carried.
     pub fn merge(&mut self, origin: Origin, seq: u64, total: i128, floors: &[Floor]) {
         raise(&mut self.totals, origin, seq, total);
@@ -266,12 +276,7 @@ impl Cell {
             }
             Content::Counter(counter) => {
                 out.push(2);
-                for entries in [&counter.totals, &counter.floors] {
-                    put_varint(out, entries.len() as u64);
-                    for (origin, (seq, total)) in entries {
-                        Floor { origin: *origin, seq: *seq, total: *total }.encode(out);
-                    }
-                }
+                counter.encode(out);
             }
             Content::Document { heads, json } => {
                 out.push(3);

@@ -23,6 +23,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 use tropism_crdt::NodeId;
 use tropism_placement::{PolicyHash, RegionName};
+use tropism_replica::DigestKey;
 use tropism_replica::Hello;
 use tropism_wire::frames::{PROTOCOL_VERSION, from_message, hello_from_message, hello_message, to_message};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
@@ -67,6 +68,15 @@ struct Inner {
     traffic: Arc<Traffic>,
     policy: PolicyHash,
     next_connection: AtomicU64,
+}
+
+/// What the digests of a cluster are keyed by: known to whoever knows its secret, and to nobody else.
+pub(crate) fn digest_key(cluster: &str, secret: &[u8]) -> DigestKey {
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { return DigestKey::default() }; // takes any length
+    mac.update(b"tropism digests v1");
+    mac.update(cluster.as_bytes());
+    let hash: [u8; 32] = mac.finalize().into_bytes().into();
+    DigestKey(hash.first_chunk().copied().unwrap_or_default()) // a hash is longer than a key
 }
 
 /// Proves that a node knows the cluster's secret: an HMAC over both nonces and both ids.
@@ -444,6 +454,7 @@ kind = "register"
                 rules: regions.rules().clone(),
                 cache_bytes: 1 << 20,
                 log_keep_ms: 600_000,
+                digest_key: tropism_replica::DigestKey::default(),
                 log_keep_bytes: 256 << 20,
             };
             let store = Store::open(Box::new(MemoryEngine::new())).unwrap();

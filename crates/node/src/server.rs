@@ -27,7 +27,7 @@ use crate::api::{Api, ApiConfig};
 use crate::config::{CheckedConfig, Engine};
 use crate::driver::{Driver, Failure, Witnessed};
 use crate::lane;
-use crate::peer::{Links, PeerAddress};
+use crate::peer::{Links, PeerAddress, digest_key};
 use crate::traffic::Traffic;
 
 #[cfg(test)]
@@ -122,6 +122,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         boot_random: rand::rng().random(),
         new_store_id: rand::rng().random(),
         peers: peers.clone(),
+        digest_key: digest_key(&config.cluster.id, secret.as_bytes()),
         rules: regions.rules().clone(),
         log_keep_ms: LOG_KEEP_MS,
         log_keep_bytes: config.limits.log_bytes,

@@ -240,6 +240,7 @@ mod tests {
             rules: regions.rules().clone(),
             cache_bytes: 1 << 20,
             log_keep_ms: 600_000,
+            digest_key: tropism_replica::DigestKey::default(),
             log_keep_bytes: 1 << 20,
         };
         let store = Store::open(Box::new(Slow(MemoryEngine::new()))).unwrap();

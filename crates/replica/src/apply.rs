@@ -10,7 +10,6 @@ use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
 use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
-use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
 use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, MAX_LIFE, PENDING_BYTES, WANT_US};
@@ -236,7 +235,7 @@ impl Replica {
             Err(StoreError::Damaged { .. }) => return self.put_aside(store, id, key, changes),
             row => row?.unwrap_or_default(),
         };
-        let was = Counted::of(&row);
+        let was = self.counted(key, &row);
         let mut edits: Vec<&Change> = Vec::new();
         let life = row.cell.life;
         for change in changes {

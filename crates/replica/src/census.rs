@@ -21,18 +21,25 @@ pub(crate) struct Counted {
     expires_at_ms: Option<u64>,
     /// Why it cannot be shown.
     problem: Option<String>,
+    /// What it adds to its shard's digest; `None`: what it added cannot be known.
+    pub(crate) fingerprint: Option<u128>,
 }
 
 impl Counted {
-    pub(crate) fn of(row: &ValueRow) -> Self {
+    pub(crate) fn of(row: &ValueRow, fingerprint: u128) -> Self {
         let standing = row.standing();
         let expires_at_ms = if standing == Standing::Alive { row.cell.expires_at_ms() } else { None };
-        Self { standing, expires_at_ms, problem: row.parked.as_ref().map(|parked| parked.reason.clone()) }
+        Self {
+            standing,
+            expires_at_ms,
+            problem: row.parked.as_ref().map(|parked| parked.reason.clone()),
+            fingerprint: Some(fingerprint),
+        }
     }
 
-    /// A key whose row is not what was written.
+    /// A key whose row is not what was written. It adds nothing to a digest: what it added before is not known.
     pub(crate) fn unreadable(problem: String) -> Self {
-        Self { standing: Standing::Parked, expires_at_ms: None, problem: Some(problem) }
+        Self { standing: Standing::Parked, expires_at_ms: None, problem: Some(problem), fingerprint: None }
     }
 
     pub(crate) fn is_parked(&self) -> bool {
@@ -49,6 +56,8 @@ pub(crate) struct Census {
     round: Count,
     /// Behind the last key that this round has passed.
     passed: Vec<u8>,
+    /// The shard it is in, and the digest of its keys up to there.
+    within: Option<(ShardId, u128)>,
 }
 
 #[derive(Debug, Default)]
@@ -87,21 +96,36 @@ impl Census {
         &self.passed
     }
 
-    /// The sweep passes a key. `scope` is that of its shard, asked for when the key is parked.
-    pub(crate) fn pass(&mut self, shard: ShardId, key: &Counted, scope: Option<ScopeName>) {
+    /// The sweep passes a key. `scope` is that of its shard, asked for when the key is parked. If it is the first key of
+    /// another shard: the shard before, and its digest.
+    pub(crate) fn pass(
+        &mut self,
+        shard: ShardId,
+        key: &Counted,
+        scope: Option<ScopeName>,
+    ) -> Option<(ShardId, u128)> {
         self.round.add(shard, key, scope);
+        let fingerprint = key.fingerprint.unwrap_or(0);
+        match &mut self.within {
+            Some((within, sum)) if *within == shard => {
+                *sum = sum.wrapping_add(fingerprint);
+                None
+            }
+            within => within.replace((shard, fingerprint)),
+        }
     }
 
     /// The sweep has passed everything before this place; `None`: it has been round. Then the keys as this round
-    /// counted them.
-    pub(crate) fn go_on_at(&mut self, next: Option<Vec<u8>>) -> Option<KeyTally> {
+    /// counted them, and the last shard with its digest.
+    pub(crate) fn go_on_at(&mut self, next: Option<Vec<u8>>) -> Option<(KeyTally, Option<(ShardId, u128)>)> {
         if let Some(next) = next {
             self.passed = next;
             return None;
         }
         self.passed.clear();
+        let last = self.within.take();
         let whole = self.whole.insert(std::mem::take(&mut self.round));
-        Some(whole.keys)
+        Some((whole.keys, last))
     }
 
     /// A key's row, stored under `name`, is replaced.
@@ -119,6 +143,10 @@ impl Census {
         if name < self.passed.as_slice() {
             self.round.remove(shard, was);
             self.round.add(shard, is, scope);
+            if let Some((_, sum)) = self.within.as_mut().filter(|(within, _)| *within == shard) {
+                let (was, is) = (was.fingerprint.unwrap_or(0), is.fingerprint.unwrap_or(0));
+                *sum = sum.wrapping_add(is).wrapping_sub(was);
+            }
         }
     }
 
@@ -243,7 +271,7 @@ mod tests {
 
     #[test]
     fn parked_keys_are_named_by_scope_and_forgotten_when_they_are_whole_again() {
-        let (parked, alive) = (Counted::unreadable("rotten".into()), Counted::of(&ValueRow::default()));
+        let (parked, alive) = (Counted::unreadable("rotten".into()), Counted::of(&ValueRow::default(), 0));
         let scope = |name| Some(ScopeName::new(name).unwrap());
         let mut census = Census::default();
         for (shard, name) in [(1, "a"), (2, "a"), (3, "b")] {
@@ -257,7 +285,7 @@ mod tests {
             [("a".to_owned(), 2), ("b".to_owned(), 1)],
             "before the round is over, too"
         );
-        assert_eq!(census.go_on_at(None).unwrap().parked, 3);
+        assert_eq!(census.go_on_at(None).unwrap().0.parked, 3);
         census.changed(b"k", ShardId([1; 16]), (&parked, &alive), None);
         census.changed(b"k", ShardId([3; 16]), (&parked, &alive), None);
         assert_eq!(shown(&census), [("a".to_owned(), 1)]);

@@ -51,8 +51,8 @@ pub enum FrameBody {
     Compare(Compare),
     /// Vectors of shards that compared unequal.
     Vectors {
-        /// The shards and the sender's vectors.
-        shards: Vec<(ShardRow, Vector)>,
+        /// The shards, and how far the sender has come in them.
+        shards: Vec<ShardState>,
         /// Whether this answers such a frame; if not, the receiver shows its own vectors of the same shards.
         answer: bool,
     },
@@ -65,6 +65,17 @@ pub enum FrameBody {
         /// Epoch of the placement record that says so.
         epoch: u64,
     },
+}
+
+/// How far a member has come in a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardState {
+    /// What the shard is.
+    pub row: ShardRow,
+    /// What is applied.
+    pub vector: Vector,
+    /// The digest of its keys at that vector; `None` while it is not known.
+    pub digest: Option<u128>,
 }
 
 /// What a member has applied: of each shard, entries of its vector that rose.
@@ -91,7 +102,7 @@ pub struct Want {
     pub to: u64,
 }
 
-/// Sums of `(shard, vector)` hashes over ranges of slots.
+/// Sums of `(shard, vector, digest)` hashes over ranges of slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compare {
     /// Which shards: those with this set of member regions.

@@ -37,6 +37,7 @@
 
 mod apply;
 mod census;
+mod digest;
 mod documents;
 mod frame;
 pub mod limits;
@@ -51,8 +52,9 @@ mod waiting;
 mod write;
 
 pub use census::Degraded;
+pub use digest::DigestKey;
 pub use documents::LongHistory;
-pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
+pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, ShardState, Told, Want};
 pub use link::{LinkCounts, LinkStatus};
 pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,

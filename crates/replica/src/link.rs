@@ -479,7 +479,7 @@ impl Replica {
             changes.push(change);
         }
         if changes.is_empty() {
-            if store.vector(want.shard)?.includes(&want.origin, want.from) {
+            if self.shards.state(store, want.shard)?.0.includes(&want.origin, want.from) {
                 self.event(Event::BelowFloor(from));
             }
             return Ok(());

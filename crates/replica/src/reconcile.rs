@@ -1,16 +1,17 @@
 //! Comparison of vectors: what the links missed is found, exactly, and asked for.
 //!
-//! Per set of members each node keeps, per slot, the sum of the hashes of its shards' `(id, vector)`. Two nodes compare
-//! all slots at once, then ranges of 64, then slots, then show each other the vectors of the shards there. A difference
-//! that stays is not traffic under way, and its ranges are pulled.
+//! Per set of members each node keeps, per slot, the sum of the hashes of its shards' `(id, vector, digest)`. Two nodes
+//! compare all slots at once, then ranges of 64, then slots, then show each other the vectors of the shards there. A
+//! difference that stays is not traffic under way, and its ranges are pulled. Where vectors are equal and digests are not,
+//! something is wrong with the keys.
 
 use std::collections::BTreeMap;
 
-use tropism_crdt::{NodeId, Origin, Vector};
+use tropism_crdt::{NodeId, Origin};
 use tropism_placement::{SLOTS, ShardId};
-use tropism_storage::{Reads, ShardKey, ShardRow, Space, Store, StoreError, View};
+use tropism_storage::{ShardKey, ShardRow, Space, Store, StoreError, View};
 
-use crate::frame::{Compare, FrameBody, Want};
+use crate::frame::{Compare, FrameBody, ShardState, Want};
 use crate::limits::{SETTLE_US, SUSPECTS, VECTORS_PER_FRAME};
 use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
 use crate::shards::range_len;
@@ -98,12 +99,7 @@ impl Replica {
     }
 
     /// Our shards of a group in some slots, with their vectors.
-    fn vectors_of(
-        &self,
-        store: &Store,
-        group: u64,
-        slots: &[u16],
-    ) -> Result<Vec<(ShardRow, Vector)>, ReplicaError> {
+    fn vectors_of(&self, store: &Store, group: u64, slots: &[u16]) -> Result<Vec<ShardState>, ReplicaError> {
         let mut shards = Vec::new();
         for slot in slots {
             for row in store.scan(Space::Shards, &slot.to_be_bytes(), &(slot + 1).to_be_bytes()) {
@@ -112,7 +108,8 @@ impl Replica {
                 let Ok(row) = <ShardRow as tropism_storage::rows::Row>::decode(&value) else { continue };
                 let record = record_of(&self.identity.rules, &row);
                 if record.is_some_and(|record| crate::shards::group_of(&record).0 == group) {
-                    shards.push((row, store.vector(id)?));
+                    let (vector, digest) = self.shards.state(store, id)?;
+                    shards.push(ShardState { row, vector, digest });
                 }
                 if shards.len() >= VECTORS_PER_FRAME {
                     return Ok(shards);
@@ -128,22 +125,27 @@ impl Replica {
         now: Now,
         store: &Store,
         from: NodeId,
-        shards: Vec<(ShardRow, Vector)>,
+        shards: Vec<ShardState>,
         answer: bool,
     ) -> Result<(), ReplicaError> {
         let mut ours = Vec::new();
-        for (row, theirs) in shards.into_iter().take(VECTORS_PER_FRAME) {
+        for ShardState { row, vector: theirs, digest: their_digest } in
+            shards.into_iter().take(VECTORS_PER_FRAME)
+        {
             if record_of(&self.identity.rules, &row).is_none() {
                 continue;
             }
             let id = row.id();
-            let own = store.vector(id)?;
+            let (own, digest) = self.shards.state(store, id)?;
+            if own == theirs && digest.zip(their_digest).is_some_and(|(ours, theirs)| ours != theirs) {
+                self.event(Event::DigestsDiffer { peer: from, shard: id });
+            }
             if let Some(suspects) = self.links.get_mut(&from).and_then(|link| link.suspects()) {
                 for (origin, seq) in theirs.risen_since(&own) {
                     suspects.add(now, id, origin, seq);
                 }
             }
-            ours.push((row, own));
+            ours.push(ShardState { row, vector: own, digest });
         }
         if let Some(link) = self.links.get_mut(&from) {
             link.counted.vectors += ours.len() as u64;
@@ -167,7 +169,7 @@ impl Replica {
         let due: Vec<_> =
             suspects.due.iter().filter(|(_, (due, _))| *due <= now.mono_us).map(|(k, v)| (*k, v.1)).collect();
         for ((shard, origin), to) in due {
-            let from = store.vector(shard)?.get(&origin) + 1;
+            let from = self.shards.state(store, shard)?.0.get(&origin) + 1;
             if let Some(suspects) = self.links.get_mut(&peer).and_then(|link| link.suspects()) {
                 suspects.due.remove(&(shard, origin));
             }

@@ -8,7 +8,7 @@ use tropism_crdt::document::Paths;
 use tropism_crdt::json::PathPattern;
 use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
-use tropism_storage::rows::STORE_FORMAT;
+use tropism_storage::rows::{OLDEST_FORMAT, STORE_FORMAT};
 use tropism_storage::{
     ClockRow, Head, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError, ValueKey,
     ValueRow,
@@ -16,6 +16,7 @@ use tropism_storage::{
 
 use crate::apply::Pending;
 use crate::census::{Census, Counted, Degraded};
+use crate::digest::{DigestKey, Fingerprints};
 use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
 use crate::limits::{
@@ -139,6 +140,20 @@ pub enum Event {
         /// What there is.
         is: KeyTally,
     },
+    /// A digest that was summed up anew differed from the one that writes had moved: rows had rotted.
+    Rotted {
+        /// Of which scope.
+        scope: ScopeName,
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// A peer shows another digest of a shard at the same vector: something was lost, rotted or miscomputed.
+    DigestsDiffer {
+        /// Who.
+        peer: NodeId,
+        /// Which shard.
+        shard: ShardId,
+    },
     /// Changes that every member holds left the log.
     Trimmed {
         /// How many.
@@ -182,6 +197,8 @@ pub struct Identity {
     pub new_store_id: u128,
     /// All other nodes.
     pub peers: Vec<Peer>,
+    /// What the digests of this cluster are keyed by.
+    pub digest_key: DigestKey,
     /// Which scopes exist and where they are held.
     pub rules: Rules,
     /// Memory for documents and values that were used lately, bytes.
@@ -214,7 +231,7 @@ pub enum BootError {
         found_cluster: String,
     },
     /// The store was written by another version.
-    #[error("the store has format {found}; this program reads format {STORE_FORMAT}")]
+    #[error("the store has format {found}; this program reads formats {OLDEST_FORMAT} to {STORE_FORMAT}")]
     Format {
         /// What it says.
         found: u64,
@@ -325,7 +342,7 @@ impl Replica {
     /// durable after the driver's first turn, before which nothing leaves.
     pub fn boot(now: Now, store: &mut Store, identity: Identity) -> Result<Self, BootError> {
         let header = match store.row::<Header>(Space::Node, &NodeKey::Header.encode())? {
-            Some(header) if header.format != STORE_FORMAT => {
+            Some(header) if !(OLDEST_FORMAT..=STORE_FORMAT).contains(&header.format) => {
                 return Err(BootError::Format { found: header.format });
             }
             Some(header) if header.node != identity.node || header.cluster != identity.cluster => {
@@ -335,6 +352,11 @@ impl Replica {
                     found_node: header.node,
                     found_cluster: header.cluster,
                 });
+            }
+            Some(header) if header.format < STORE_FORMAT => {
+                let header = Header { format: STORE_FORMAT, ..header };
+                store.put_row(Space::Node, NodeKey::Header.encode(), &header);
+                header
             }
             Some(header) => header,
             None => {
@@ -354,7 +376,8 @@ impl Replica {
         store.put_row(Space::Node, NodeKey::Boot.encode(), &origin);
         let clock: ClockRow = store.row(Space::Node, &NodeKey::Clock.encode())?.unwrap_or_default();
         let clock = Clock::new(now.wall_ms, clock.last, clock.reserved_ms);
-        let shards = Shards::open(store, |row| record_of(&identity.rules, row))?;
+        let fingerprints = Fingerprints::new(&identity.digest_key);
+        let shards = Shards::open(store, fingerprints, |row| record_of(&identity.rules, row))?;
         let found = store.head();
         let head = found.commit;
         let mut links = BTreeMap::new();
@@ -425,6 +448,7 @@ impl Replica {
                 link.save(store);
             }
         }
+        self.shards.write(store);
         Ok(())
     }
 
@@ -447,6 +471,7 @@ impl Replica {
         for link in self.links.values_mut() {
             link.save(store);
         }
+        self.shards.write(store);
         let row = ClockRow { reserved_ms: 0, last: self.clock.last() };
         store.put_row(Space::Node, NodeKey::Clock.encode(), &row);
     }
@@ -571,13 +596,16 @@ impl Replica {
         logged: (bytes::Bytes, Option<NodeId>),
     ) -> Result<(), ReplicaError> {
         let Some(shard) = self.shards.cached_mut(id) else { unreachable!("the caller just used the shard") };
-        let before = shard.vector.clone();
         shard.vector.advance(key.origin, key.seq);
-        self.shards.wrote(store, id, &before);
         let (bytes, from) = logged;
         store.log(key, bytes.clone());
         self.recent.push(store.open_commit(), Logged { key, bytes, from });
         Ok(())
+    }
+
+    /// As what a key's row counts.
+    pub(crate) fn counted(&self, key: &str, row: &ValueRow) -> Counted {
+        Counted::of(row, self.shards.fingerprints().of(key, row))
     }
 
     /// Writes a key's row and counts it. `was` is how it was counted before.
@@ -590,9 +618,16 @@ impl Replica {
         row: &ValueRow,
     ) {
         let name = ValueKey { shard, key }.encode();
-        let is = Counted::of(row);
+        let is = self.counted(key, row);
         let scope = is.is_parked().then(|| scope_of(store, shard)).flatten();
         self.census.changed(name.as_bytes(), shard, (was, &is), scope);
+        if was.fingerprint != is.fingerprint {
+            let Some(shard) = self.shards.cached_mut(shard) else {
+                unreachable!("the caller used the shard")
+            };
+            let known = shard.digest.zip(was.fingerprint).zip(is.fingerprint);
+            shard.digest = known.map(|((sum, was), is)| sum.wrapping_sub(was).wrapping_add(is));
+        }
         store.put_value(name, was.standing, row);
     }
 
@@ -606,6 +641,37 @@ impl Replica {
         keys.remove(unreadable.standing);
         keys.add(unreadable.standing);
         store.recount_keys(keys);
+    }
+
+    /// The digest of a shard was summed up anew.
+    pub(crate) fn recounted_digest(
+        &mut self,
+        store: &mut Store,
+        (id, sum): (ShardId, u128),
+    ) -> Result<(), ReplicaError> {
+        let (_, digest) = self.shards.state(store, id)?;
+        if digest == Some(sum) {
+            return Ok(());
+        }
+        let Some(shard) = self.shard(store, id)? else { return Ok(()) };
+        shard.digest = Some(sum);
+        if digest.is_some() {
+            let scope = shard.record.scope.name.clone();
+            self.event(Event::Rotted { scope, shard: id });
+        }
+        Ok(())
+    }
+
+    /// A shard that is known here and held by rule, to change.
+    pub(crate) fn shard(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+    ) -> Result<Option<&mut Shard>, ReplicaError> {
+        let Some(row) = store.shard(id)? else { return Ok(None) };
+        let Some(record) = record_of(&self.identity.rules, &row) else { return Ok(None) };
+        self.shards.get(store, &row, id, || record)?;
+        Ok(self.shards.cached_mut(id))
     }
 
     /// Remembers a document that was just used if its history is long.

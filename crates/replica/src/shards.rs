@@ -1,11 +1,14 @@
 //! The shards this node knows: a bounded cache in front of the store, and the sums that compare them.
+//!
+//! Vectors and digests rise in memory and are written once a turn ([`Shards::write`]), with what raised them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tropism_crdt::Vector;
 use tropism_placement::{PlacementRecord, RegionName, SLOTS, ShardId};
-use tropism_storage::{Reads, ShardKey, ShardRow, Space, Store, StoreError};
+use tropism_storage::{Digest, Reads, ShardKey, ShardRow, Space, Store, StoreError, VectorRow};
 
+use crate::digest::Fingerprints;
 use crate::limits::CACHED_SHARDS;
 
 /// What memory holds of a shard.
@@ -15,6 +18,10 @@ pub(crate) struct Shard {
     /// Which set of members it has.
     group: u64,
     pub(crate) vector: Vector,
+    /// The sum of the fingerprints of its keys, at that vector; `None` while that is not known.
+    pub(crate) digest: Option<u128>,
+    /// As what it is counted in the sums.
+    counted: u128,
     /// The vector when our origin last made a change here: what the next change's `deps` leave out. Empty when
     /// forgotten: then they say everything.
     pub(crate) said: Vector,
@@ -25,12 +32,15 @@ pub(crate) struct Shard {
 #[derive(Debug)]
 pub(crate) struct Shards {
     cached: BTreeMap<ShardId, Shard>,
+    /// Those whose row is older than what memory holds; they stay in memory.
+    dirty: BTreeSet<ShardId>,
+    fingerprints: Fingerprints,
     uses: u64,
     misses: u64,
     sums: BTreeMap<u64, Sums>,
 }
 
-/// Per slot the sum of the hashes of `(shard, vector)` over the shards with one set of members.
+/// Per slot the sum of the hashes of `(shard, vector, digest)` over the shards with one set of members.
 #[derive(Debug, Clone)]
 pub(crate) struct Sums {
     pub(crate) members: Vec<RegionName>,
@@ -68,12 +78,13 @@ pub(crate) fn group_of(record: &PlacementRecord) -> (u64, Vec<RegionName>) {
     (hasher.digest(), members)
 }
 
-fn fingerprint(shard: ShardId, vector: &Vector) -> u128 {
+fn fingerprint(shard: ShardId, vector: &Vector, digest: Option<u128>) -> u128 {
     if vector.is_empty() {
         return 0; // a shard without changes compares equal to one that is not known
     }
     let mut bytes = shard.0.to_vec();
     vector.encode(&mut bytes);
+    bytes.extend_from_slice(&digest.unwrap_or_default().to_be_bytes());
     xxhash_rust::xxh3::xxh3_128(&bytes)
 }
 
@@ -81,14 +92,23 @@ impl Shards {
     /// Sums over everything the store knows; `record_of` says where a shard is held.
     pub(crate) fn open(
         store: &Store,
+        fingerprints: Fingerprints,
         record_of: impl Fn(&ShardRow) -> Option<PlacementRecord>,
     ) -> Result<Self, StoreError> {
-        let mut shards = Self { cached: BTreeMap::new(), uses: 0, misses: 0, sums: BTreeMap::new() };
-        for (row, vector) in store.shards()? {
+        let mut shards = Self {
+            cached: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            fingerprints,
+            uses: 0,
+            misses: 0,
+            sums: BTreeMap::new(),
+        };
+        for (row, VectorRow { vector, digest }) in store.shards()? {
             if let Some(record) = record_of(&row) {
                 let id = row.id();
                 let group = shards.group_for(&record);
-                shards.add(group, id, fingerprint(id, &vector));
+                let digest = shards.fingerprints.sum(digest);
+                shards.add(group, id, fingerprint(id, &vector, digest));
             }
         }
         Ok(shards)
@@ -110,13 +130,17 @@ impl Shards {
                 self.evict();
             }
             let known = store.shard(id)?.is_some();
-            let vector = if known { store.vector(id)? } else { Vector::EMPTY };
-            if !known {
+            let (vector, digest) = if known {
+                let VectorRow { vector, digest } = store.vector_row(id)?;
+                (vector, self.fingerprints.sum(digest))
+            } else {
                 store.put_row(Space::Shards, ShardKey::Description(id).encode(), row);
-            }
+                (Vector::EMPTY, Some(0))
+            };
             let record = record();
             let group = self.group_for(&record);
-            let shard = Shard { record, group, vector, said: Vector::EMPTY, used: uses };
+            let counted = fingerprint(id, &vector, digest);
+            let shard = Shard { record, group, vector, digest, counted, said: Vector::EMPTY, used: uses };
             self.cached.insert(id, shard);
         }
         let Some(shard) = self.cached.get_mut(&id) else { unreachable!("inserted above") };
@@ -139,17 +163,44 @@ impl Shards {
         self.cached.get(&id)
     }
 
-    /// The shard if it is in memory, to change.
+    /// The shard if it is in memory, to change; it is written with the turn.
     pub(crate) fn cached_mut(&mut self, id: ShardId) -> Option<&mut Shard> {
-        self.cached.get_mut(&id)
+        let shard = self.cached.get_mut(&id)?;
+        self.dirty.insert(id);
+        Some(shard)
     }
 
-    /// Writes a shard's risen vector and moves the sums with it, in the same batch as the change.
-    pub(crate) fn wrote(&mut self, store: &mut Store, id: ShardId, before: &Vector) {
-        let Some(shard) = self.cached.get(&id) else { return };
-        store.put_row(Space::Shards, ShardKey::Vector(id).encode(), &shard.vector);
-        let difference = fingerprint(id, &shard.vector).wrapping_sub(fingerprint(id, before));
-        self.add(shard.group, id, difference);
+    /// Makes fingerprints of keys.
+    pub(crate) fn fingerprints(&self) -> &Fingerprints {
+        &self.fingerprints
+    }
+
+    /// The vector and digest of a shard, from memory or the store; empty when the shard is not known.
+    pub(crate) fn state(&self, store: &Store, id: ShardId) -> Result<(Vector, Option<u128>), StoreError> {
+        if let Some(shard) = self.cached.get(&id) {
+            return Ok((shard.vector.clone(), shard.digest));
+        }
+        let VectorRow { vector, digest } = store.vector_row(id)?;
+        let digest = if vector.is_empty() { Some(0) } else { self.fingerprints.sum(digest) };
+        Ok((vector, digest))
+    }
+
+    /// Writes what rose in this turn, and moves the sums with it. The turn is committed next.
+    pub(crate) fn write(&mut self, store: &mut Store) {
+        for id in std::mem::take(&mut self.dirty) {
+            let Some(shard) = self.cached.get_mut(&id) else { unreachable!("dirty shards stay in memory") };
+            let key_id = self.fingerprints.key_id();
+            let row = VectorRow {
+                vector: shard.vector.clone(),
+                digest: shard.digest.map(|sum| Digest { key_id, sum }),
+            };
+            store.put_row(Space::Shards, ShardKey::Vector(id).encode(), &row);
+            let counted = fingerprint(id, &shard.vector, shard.digest);
+            let difference = counted.wrapping_sub(shard.counted);
+            shard.counted = counted;
+            let group = shard.group;
+            self.add(group, id, difference);
+        }
     }
 
     /// The groups compared with a peer of `region`, with their sums.
@@ -182,6 +233,6 @@ impl Shards {
         let middle = uses.len() / 2;
         let (_, median, _) = uses.select_nth_unstable(middle);
         let median = *median;
-        self.cached.retain(|_, shard| shard.used > median);
+        self.cached.retain(|id, shard| shard.used > median || self.dirty.contains(id));
     }
 }

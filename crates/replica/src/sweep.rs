@@ -39,7 +39,7 @@ impl Replica {
         let stable = self.stable_commit();
         let limit = if self.census.is_whole() { SWEEP_ROWS } else { FIRST_SWEEP_ROWS };
         let (rows, next) = store.page(Space::Values, self.census.passed(), limit)?;
-        let mut due = Vec::new();
+        let (mut due, mut digests) = (Vec::new(), Vec::new());
         for (name, bytes) in &rows {
             let Some((shard, key)) = name.get(2..18).zip(name.get(18..)) else { continue };
             let (Ok(shard), Ok(key)) = (shard.try_into().map(ShardId), std::str::from_utf8(key)) else {
@@ -50,30 +50,36 @@ impl Replica {
                 Err(problem) => {
                     let problem = StoreError::Damaged { space: Space::Values.name(), problem }.to_string();
                     let scope = scope_of(store, shard);
-                    self.census.pass(shard, &Counted::unreadable(problem), scope);
+                    let passed = self.census.pass(shard, &Counted::unreadable(problem), scope);
+                    digests.extend(passed);
                     continue; // reads say so; the sweep goes on
                 }
             };
-            let counted = Counted::of(&row);
+            let counted = self.counted(key, &row);
             let scope = counted.is_parked().then(|| scope_of(store, shard)).flatten();
-            self.census.pass(shard, &counted, scope);
+            digests.extend(self.census.pass(shard, &counted, scope));
             let alive = row.cell.alive();
             let settled = row.commit < store.open_commit(); // what this turn wrote is looked at in the next round
             if settled && (alive && row.cell.expired(now.wall_ms) || !alive && row.commit <= stable) {
                 due.push((shard, key, row));
             }
         }
-        let recounted = self.census.go_on_at(next);
-        if let Some(keys) = recounted.filter(|keys| *keys != store.tally().keys) {
-            self.event(Event::Recounted { was: store.tally().keys, is: keys });
-            store.recount_keys(keys);
+        if let Some((keys, last)) = self.census.go_on_at(next) {
+            digests.extend(last);
+            if keys != store.tally().keys {
+                self.event(Event::Recounted { was: store.tally().keys, is: keys });
+                store.recount_keys(keys);
+            }
+        }
+        for digest in digests {
+            self.recounted_digest(store, digest)?;
         }
         for (shard, key, row) in due {
             if row.cell.alive() {
                 self.delete_expired(now, store, shard, key, row)?;
             } else if row.cell != stub(&row.cell) {
                 self.documents.clear(store, shard, key, row.cell.life + 1)?;
-                let was = Counted::of(&row);
+                let was = self.counted(key, &row);
                 let row = ValueRow { parked: None, cell: stub(&row.cell), ..row };
                 self.put_value(store, shard, key, &was, &row);
                 self.event(Event::Collected);

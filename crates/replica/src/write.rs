@@ -12,7 +12,6 @@ use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, 
 use tropism_storage::rows::RequestRow;
 use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
-use crate::census::Counted;
 use crate::documents::LoadError;
 use crate::limits::{MAX_LIFE, WAITING_WRITES};
 use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, log_key};
@@ -401,7 +400,7 @@ impl Replica {
         change: Change,
         edited: Option<Content>,
     ) -> Result<ValueRow, ReplicaError> {
-        let was = Counted::of(&row);
+        let was = self.counted(&change.key, &row);
         if change.life > row.cell.life {
             self.documents.clear(store, id, &change.key, change.life)?;
         }

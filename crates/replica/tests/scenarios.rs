@@ -231,6 +231,7 @@ fn boot(now: Now, node: usize, mut store: Store) -> Node {
         rules: regions.rules().clone(),
         cache_bytes: 1 << 20,
         log_keep_ms: 600_000,
+        digest_key: tropism_replica::DigestKey::default(),
         log_keep_bytes: KEEP_BYTES,
     };
     let replica = Replica::boot(now, &mut store, identity).unwrap();
@@ -685,6 +686,7 @@ fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() 
         rules: regions.rules().clone(),
         cache_bytes: 0,
         log_keep_ms: 0,
+        digest_key: tropism_replica::DigestKey::default(),
         log_keep_bytes: KEEP_BYTES,
     };
     let mut other = identity.clone();

@@ -3,13 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tropism_crdt::Vector;
 use tropism_crdt::cell::Content;
 use tropism_storage::engine::Rows;
 use tropism_storage::rows::Row;
 use tropism_storage::{
     Batch, Engine, EngineError, Footprint, MemoryEngine, NodeKey, ShardKey, Space, StoreKey, Syncer,
-    ValueRow, View,
+    ValueRow, VectorRow, View,
 };
 
 /// One node's disk. Cloned into every store that is opened on it.
@@ -53,13 +52,13 @@ impl SimDisk {
     pub(crate) fn forget_a_vector_entry(&self) {
         let Some((key, bytes)) = self.find(Space::Shards, |key, bytes| {
             let vector = matches!(ShardKey::decode(key), Ok(ShardKey::Vector(_)));
-            vector && <Vector as Row>::decode(bytes).is_ok_and(|vector| vector.len() > 1)
+            vector && VectorRow::decode(bytes).is_ok_and(|row| row.vector.len() > 1)
         }) else {
             return;
         };
-        let vector = <Vector as Row>::decode(&bytes).unwrap_or_default();
-        let fewer: Vector = vector.iter().skip(1).map(|(origin, seq)| (*origin, seq)).collect();
-        self.tamper(vec![(Space::Shards, StoreKey::existing(key), Some(Row::encode(&fewer)))]);
+        let mut row = VectorRow::decode(&bytes).unwrap_or_default();
+        row.vector = row.vector.iter().skip(1).map(|(origin, seq)| (*origin, seq)).collect();
+        self.tamper(vec![(Space::Shards, StoreKey::existing(key), Some(row.encode()))]);
     }
 
     /// What no disk may do: a document shows something else.

@@ -20,7 +20,7 @@ pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, ValueKey};
 pub use latest::KeptValues;
 pub use memory::MemoryEngine;
 pub use rows::{
-    ClockRow, CommitRow, Head, HeadRow, Header, KeyTally, PeerRow, RequestRow, ShardRow, Standing, Tally,
-    ValueRow,
+    ClockRow, CommitRow, Digest, Head, HeadRow, Header, KeyTally, PeerRow, RequestRow, ShardRow, Standing,
+    Tally, ValueRow, VectorRow,
 };
 pub use store::{Reads, Store, StoreError};

@@ -4,13 +4,16 @@ use bytes::Bytes;
 use tropism_crdt::cell::{Cell, Content};
 use tropism_crdt::codec::{DecodeError, Reader, checked, put_bytes, put_checksum, put_varint};
 use tropism_crdt::vector::{decode_entries, encode_entries};
-use tropism_crdt::{NodeId, Origin, Stamp};
+use tropism_crdt::{NodeId, Origin, Stamp, Vector};
 use tropism_placement::{Kind, ScopeId, ScopeName, ShardId};
 
 use crate::keys::LogKey;
 
-/// Version of every format in a store: a store that says another number is not opened. 2 since the head row counts.
-pub const STORE_FORMAT: u64 = 2;
+/// Version of every format in a store: a store that says a higher number, or one below [`OLDEST_FORMAT`], is not opened.
+/// 2 since the head row counts, 3 since vectors have a digest beside them.
+pub const STORE_FORMAT: u64 = 3;
+/// The oldest format that is read: what it lacks is computed again.
+pub const OLDEST_FORMAT: u64 = 2;
 
 /// A row that can be encoded and read back.
 pub trait Row: Sized {
@@ -142,6 +145,45 @@ impl Row for ShardRow {
         let index = u16::try_from(r.varint("shard index")?).map_err(|_| r.invalid("shard index"))?;
         let kind = Kind::from_code(r.u8("kind")?).ok_or_else(|| r.invalid("kind"))?;
         Ok(Self { scope: ScopeId { name, incarnation }, index, kind })
+    }
+}
+
+/// Space `shards`: how far a shard has come here, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VectorRow {
+    /// What is applied.
+    pub vector: Vector,
+    /// Sum of the fingerprints of its keys' states at that vector; `None` while that is not known.
+    pub digest: Option<Digest>,
+}
+
+/// A sum of keyed fingerprints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digest {
+    /// Under which key: sums under another one say nothing.
+    pub key_id: u32,
+    /// The sum, modulo 2^128.
+    pub sum: u128,
+}
+
+impl Row for VectorRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        self.vector.encode(out);
+        if let Some(Digest { key_id, sum }) = self.digest {
+            out.extend_from_slice(&key_id.to_be_bytes());
+            out.extend_from_slice(&sum.to_be_bytes());
+        }
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        let vector = Vector::decode(r)?;
+        let digest = if r.rest().is_empty() {
+            None
+        } else {
+            let key_id = u32::from_be_bytes(r.array("digest key")?);
+            Some(Digest { key_id, sum: u128::from_be_bytes(r.array("digest")?) })
+        };
+        Ok(Self { vector, digest })
     }
 }
 
@@ -439,6 +481,21 @@ impl Row for PeerRow {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn a_vector_row_has_golden_bytes_with_a_digest_and_without() {
+        let origin = Origin { node: NodeId::new("n").unwrap(), incarnation: 1, random: 2 };
+        let vector: Vector = [(origin, 3)].into_iter().collect();
+        let row = VectorRow { vector, digest: Some(Digest { key_id: 4, sum: 5 }) };
+        let fields = *b"\x01\x01n\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x03";
+        let bytes = row.encode();
+        assert_eq!(bytes[..fields.len()], fields);
+        assert_eq!(bytes[fields.len()..][..20], *b"\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05");
+        assert_eq!(VectorRow::decode(&bytes), Ok(row.clone()));
+        let without = VectorRow { digest: None, ..row };
+        assert_eq!(without.encode().len(), fields.len() + 8, "as stores of format 2 have it");
+        assert_eq!(VectorRow::decode(&without.encode()), Ok(without));
+    }
 
     #[test]
     fn a_head_row_has_golden_bytes_and_one_without_a_tally_is_read() {

@@ -13,7 +13,7 @@ use tropism_placement::ShardId;
 use crate::engine::{Batch, Engine, EngineError, Footprint, Rows, Space, StoreKey, Syncer, View};
 use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, ValueKey, after_prefix, shard_prefix};
 use crate::latest::{KeptValues, Latest};
-use crate::rows::{CommitRow, Head, HeadRow, KeyTally, Row, ShardRow, Standing, Tally, ValueRow};
+use crate::rows::{CommitRow, Head, HeadRow, KeyTally, Row, ShardRow, Standing, Tally, ValueRow, VectorRow};
 
 /// Why a read or a commit did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -48,6 +48,11 @@ pub trait Reads: View {
 
     /// The vector of a shard; empty when the shard is not known.
     fn vector(&self, shard: ShardId) -> Result<Vector, StoreError> {
+        Ok(self.vector_row(shard)?.vector)
+    }
+
+    /// The vector of a shard and what its keys add up to; empty when the shard is not known.
+    fn vector_row(&self, shard: ShardId) -> Result<VectorRow, StoreError> {
         Ok(self.row(Space::Shards, &ShardKey::Vector(shard).encode())?.unwrap_or_default())
     }
 
@@ -101,16 +106,6 @@ impl<V: View + ?Sized> Reads for V {}
 
 fn decode<R: Row>(space: Space, bytes: &Bytes) -> Result<R, StoreError> {
     R::decode(bytes).map_err(|problem| StoreError::Damaged { space: space.name(), problem })
-}
-
-impl Row for Vector {
-    fn encode_fields(&self, out: &mut Vec<u8>) {
-        Self::encode(self, out);
-    }
-
-    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
-        Self::decode(r)
-    }
 }
 
 /// An engine with the batch that is being written. Reads see the open batch; scans see what is committed.
@@ -314,15 +309,17 @@ impl Store {
         Ok((page.into_iter().collect(), next))
     }
 
-    /// Every shard that is known, with its vector.
-    pub fn shards(&self) -> Result<Vec<(ShardRow, Vector)>, StoreError> {
-        let mut shards: Vec<(ShardRow, Vector)> = Vec::new();
+    /// Every shard that is known, with its vector and digest.
+    pub fn shards(&self) -> Result<Vec<(ShardRow, VectorRow)>, StoreError> {
+        let mut shards: Vec<(ShardRow, VectorRow)> = Vec::new();
         for row in self.engine.scan(Space::Shards, &[0], &[0xff; 3]) {
             let (key, value) = row?;
             let key = ShardKey::decode(&key)
                 .map_err(|problem| StoreError::Damaged { space: Space::Shards.name(), problem })?;
             match key {
-                ShardKey::Description(_) => shards.push((decode(Space::Shards, &value)?, Vector::EMPTY)),
+                ShardKey::Description(_) => {
+                    shards.push((decode(Space::Shards, &value)?, VectorRow::default()));
+                }
                 ShardKey::Vector(_) => {
                     if let Some(last) = shards.last_mut() {
                         last.1 = decode(Space::Shards, &value)?;
@@ -499,6 +496,7 @@ mod tests {
         let shard = shard_row().id();
         store.put_row(Space::Shards, ShardKey::Description(shard).encode(), &shard_row());
         let vector: Vector = [(origin(), 3)].into_iter().collect();
+        let vector = VectorRow { vector, digest: None };
         store.put_row(Space::Shards, ShardKey::Vector(shard).encode(), &vector);
         for key in ["b", "a", "c"] {
             put(&mut store, key, "v");

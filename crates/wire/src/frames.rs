@@ -8,7 +8,7 @@ use thiserror::Error;
 use tropism_crdt::codec::{Reader, put_varint};
 use tropism_crdt::{NodeId, Origin, Stamp, Vector};
 use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
-use tropism_replica::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
+use tropism_replica::{Compare, Frame, FrameBody, Heartbeat, Hello, ShardState, Told, Want};
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
 
@@ -70,12 +70,13 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
         FrameBody::Vectors { shards, answer } => Message::Vectors(v1::Vectors {
             shards: shards
                 .iter()
-                .map(|(row, vector)| v1::ShardVector {
+                .map(|ShardState { row, vector, digest }| v1::ShardVector {
                     scope: row.scope.name.as_str().to_owned(),
                     scope_incarnation: row.scope.incarnation,
                     shard_index: row.index.into(),
                     kind: to_proto::kind(row.kind).into(),
                     vector: vector.to_bytes().into(),
+                    digest: digest.map(|sum| Bytes::copy_from_slice(&sum.to_be_bytes())).unwrap_or_default(),
                 })
                 .collect(),
             answer: *answer,
@@ -132,7 +133,7 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
             sums: compare.sums.iter().map(range_sum).collect::<Result<_, _>>()?,
         }),
         Message::Vectors(vectors) => FrameBody::Vectors {
-            shards: vectors.shards.iter().map(shard_vector).collect::<Result<_, _>>()?,
+            shards: vectors.shards.iter().map(shard_state).collect::<Result<_, _>>()?,
             answer: vectors.answer,
         },
         Message::Heartbeat(beat) => {
@@ -263,14 +264,19 @@ fn shard_told(told: &v1::ShardTold) -> Result<(ShardId, Vec<(Origin, u64)>), Fra
     Ok((shard(&told.shard)?, entries.collect::<Result<_, FrameError>>()?))
 }
 
-fn shard_vector(message: &v1::ShardVector) -> Result<(ShardRow, Vector), FrameError> {
+fn shard_state(message: &v1::ShardVector) -> Result<ShardState, FrameError> {
     let name = ScopeName::new(&message.scope).map_err(|error| malformed(error.to_string()))?;
     let index = u16::try_from(message.shard_index).map_err(|_| malformed("a shard index above 65535"))?;
     let kind = kind("kind", message.kind).map_err(|problem| malformed(problem.message()))?;
     let mut reader = Reader::new(&message.vector);
     let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
     let vector = vector.map_err(|error| malformed(error.to_string()))?;
-    Ok((ShardRow { scope: ScopeId { name, incarnation: message.scope_incarnation }, index, kind }, vector))
+    let digest = match message.digest.as_ref() {
+        [] => None,
+        sum => Some(u128::from_be_bytes(sum.try_into().map_err(|_| malformed("a digest has 16 bytes"))?)),
+    };
+    let row = ShardRow { scope: ScopeId { name, incarnation: message.scope_incarnation }, index, kind };
+    Ok(ShardState { row, vector, digest })
 }
 
 fn range_sum(message: &v1::RangeSum) -> Result<(u16, u128), FrameError> {
@@ -327,7 +333,13 @@ mod tests {
             FrameBody::Want(Want { shard: id, origin: some_origin(), from: 1, to: 2 }),
             FrameBody::Compare(Compare { group: 1, level: 2, sums: vec![(4095, u128::MAX)] }),
             FrameBody::Vectors {
-                shards: vec![(ShardRow { scope, index: 2, kind: Kind::Counter }, vector)],
+                shards: [None, Some(7)]
+                    .map(|digest| ShardState {
+                        row: ShardRow { scope: scope.clone(), index: 2, kind: Kind::Counter },
+                        vector: vector.clone(),
+                        digest,
+                    })
+                    .to_vec(),
                 answer: true,
             },
             FrameBody::Heartbeat(Heartbeat {

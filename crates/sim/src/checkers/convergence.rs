@@ -1,8 +1,8 @@
-//! Members with equal vectors show equal state.
+//! Members with equal vectors show equal state, and count equal digests.
 
 use tropism_crdt::cell::Cell;
 use tropism_placement::ShardId;
-use tropism_storage::{Reads, Store};
+use tropism_storage::{Reads, Store, VectorRow};
 
 use super::{Checker, Fact, Found, Promise, Truth};
 
@@ -15,10 +15,17 @@ impl Checker for Convergence {
 
     fn see(&mut self, truth: &Truth, fact: &Fact<'_>, found: &mut Found) {
         let Fact::Pair { a: (a, store_a), b: (b, store_b) } = *fact else { return };
-        for (row, vector) in store_a.shards().unwrap_or_default() {
+        for (row, VectorRow { vector, digest }) in store_a.shards().unwrap_or_default() {
             let shard = row.id();
-            if store_b.vector(shard).ok().as_ref() != Some(&vector) {
+            let Ok(other) = store_b.vector_row(shard) else { continue };
+            if other.vector != vector {
                 continue;
+            }
+            let known = digest.zip(other.digest);
+            if known.is_some_and(|(ours, theirs)| ours != theirs) && truth.is_shard_sound(shard) {
+                let (name_a, name_b) = (truth.name(a), truth.name(b));
+                let text = format!("{name_a} and {name_b}: equal vectors, unequal digests of {}", row.scope);
+                found.push((vec![a, b], text));
             }
             let (ours, theirs) = (cells(truth, store_a, shard), cells(truth, store_b, shard));
             if ours != theirs {

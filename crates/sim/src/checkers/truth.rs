@@ -175,6 +175,11 @@ impl Truth {
         self.spoiled.is_empty() || !self.spoiled.contains(&(shard, key.to_owned()))
     }
 
+    /// Whether the state of all keys of a shard is promised.
+    pub(crate) fn is_shard_sound(&self, shard: ShardId) -> bool {
+        self.spoiled.range((shard, String::new())..).next().is_none_or(|(spoiled, _)| *spoiled != shard)
+    }
+
     /// A node gets another store: an old copy, or an empty one. What only the store it loses had may be lost.
     pub(crate) fn replace(&mut self, node: usize, by: Option<&NodeView>) {
         let only_here: Vec<LogKey> = self

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tropism_crdt::{NodeId, Vector};
 use tropism_placement::{RegionName, ShardId};
-use tropism_replica::{Event, Identity, Input, Output, Peer, Replica, Status};
+use tropism_replica::{DigestKey, Event, Identity, Input, Output, Peer, Replica, Status};
 use tropism_storage::{NodeKey, PeerRow, Reads, Space, Store, View};
 
 use super::{Mend, What, World};
@@ -135,6 +135,7 @@ impl World {
                 .map(|node| Peer { node: node.id, region: node.region.clone() })
                 .collect(),
             rules: self.config.rules.clone(),
+            digest_key: DigestKey(*b"of the simulator"),
             cache_bytes: self.config.cache_bytes,
             log_keep_ms: self.config.log_keep_ms,
             log_keep_bytes: tropism_replica::limits::LOG_KEEP_BYTES,
@@ -485,6 +486,15 @@ impl World {
                 let text = format!("n{at} tallied {was:?} and holds {is:?}");
                 return self.checkers.violated(Promise::Service, vec![at], text);
             }
+            Event::Rotted { scope, shard } if self.checkers.truth.is_shard_sound(shard) => {
+                let text = format!("n{at} summed up another digest of {scope} than its writes moved");
+                return self.checkers.violated(Promise::Convergence, vec![at], text);
+            }
+            Event::DigestsDiffer { peer, shard } if self.checkers.truth.is_shard_sound(shard) => {
+                let text = format!("n{at} found its digest of {shard} unlike that of {peer}");
+                return self.checkers.violated(Promise::Convergence, vec![at], text);
+            }
+            Event::Rotted { .. } | Event::DigestsDiffer { .. } => "a hostile change made digests differ",
             Event::Short { by, reason } => return self.short(at, by, &reason),
         };
         self.cover(what);

@@ -112,6 +112,7 @@ impl World {
             rules: regions.rules().clone(),
             cache_bytes: 64 << 20,
             log_keep_ms: 600_000,
+            digest_key: tropism_replica::DigestKey::default(),
             log_keep_bytes: 256 << 20,
         };
         let (driver, handle) = Driver::start(store, identity, None).unwrap();

@@ -7,7 +7,9 @@ use tonic::{Code, Streaming};
 use tropism_crdt::cell::{Content, Register};
 use tropism_crdt::{Cell, Stamp};
 use tropism_placement::{Kind, ScopeId, ScopeName};
-use tropism_storage::{MemoryEngine, ShardKey, ShardRow, Space, Standing, Store, ValueKey, ValueRow};
+use tropism_storage::{
+    MemoryEngine, ShardKey, ShardRow, Space, Standing, Store, ValueKey, ValueRow, VectorRow,
+};
 use tropism_wire::Reason;
 use tropism_wire::error::RESUME_TOKEN;
 use tropism_wire::v1::{self, WatchEventType as Type, expiry::When, watch_request::Target};
@@ -187,6 +189,7 @@ fn trimmed() -> Store {
     let id = row.id();
     store.put_row(Space::Shards, ShardKey::Description(id).encode(), &row);
     let vector: tropism_crdt::Vector = [(foreign_origin(), 5)].into_iter().collect();
+    let vector = VectorRow { vector, digest: None };
     store.put_row(Space::Shards, ShardKey::Vector(id).encode(), &vector);
     let content =
         Content::Register(Register { content_type: String::new(), bytes: Bytes::from_static(b"v") });
