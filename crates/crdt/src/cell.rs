@@ -137,6 +137,15 @@ impl Counter {
         }
     }
 
+    /// Merges the totals and floors that another member has of the same life.
+    pub fn merge_state(&mut self, other: &Self) {
+        for (ours, theirs) in [(&mut self.totals, &other.totals), (&mut self.floors, &other.floors)] {
+            for (origin, (seq, total)) in theirs {
+                raise(ours, *origin, *seq, *total);
+            }
+        }
+    }
+
     /// Merges one origin's total and the floors it carried.
     pub fn merge(&mut self, origin: Origin, seq: u64, total: i128, floors: &[Floor]) {
         raise(&mut self.totals, origin, seq, total);
@@ -238,6 +247,34 @@ impl Cell {
             self.content = Content::Empty; // only a later write shows the key again, and it brings its own bytes
         }
         admission
+    }
+
+    /// Merges what another member has of the key, all but a document's content: [`Admission`] tells whose to take. What
+    /// both had applied and what only one had is then applied here; merging it again changes nothing.
+    pub fn merge_state(&mut self, other: &Self) -> Admission {
+        if other.life < self.life {
+            return Admission::Outlived;
+        }
+        if other.life > self.life {
+            *self = other.clone();
+            return Admission::NewLife;
+        }
+        self.deleted_at = self.deleted_at.max(other.deleted_at);
+        if let Some(expiry) = other.expiry {
+            self.set_expiry(expiry);
+        }
+        let theirs_is_later = other.written > self.written;
+        match (&mut self.content, &other.content) {
+            (Content::Counter(ours), Content::Counter(theirs)) => ours.merge_state(theirs),
+            (ours @ Content::Empty, theirs @ Content::Counter(_)) => *ours = theirs.clone(),
+            (ours, theirs @ Content::Register(_)) if theirs_is_later => *ours = theirs.clone(),
+            _ => {}
+        }
+        self.written = self.written.max(other.written);
+        if matches!(self.content, Content::Register(_)) && !self.alive() {
+            self.content = Content::Empty;
+        }
+        Admission::SameLife
     }
 
     fn set_expiry(&mut self, expiry: Expiry) {
@@ -438,6 +475,22 @@ mod tests {
                 let bytes = Bytes::from(bytes);
                 let mut r = Reader::new(&bytes);
                 prop_assert_eq!(&Cell::decode(&mut r, &bytes).unwrap(), end);
+            }
+            // Two members that each have some of them, or all: merging their states is merging the changes.
+            for (some, others) in (0..8_u8).flat_map(|some| (0..8).map(move |others| (some, others))) {
+                let of = |mask: u8| {
+                    let mut cell = Cell::default();
+                    for (at, change) in changes.iter().enumerate() {
+                        if mask & 1 << at != 0 { cell.merge(change); }
+                    }
+                    cell
+                };
+                let (mut merged, other) = (of(some), of(others));
+                merged.merge_state(&other);
+                prop_assert_eq!(&merged, &of(some | others));
+                let before = merged.clone();
+                merged.merge_state(&other);
+                prop_assert_eq!(&merged, &before, "again changes nothing");
             }
         }
     }

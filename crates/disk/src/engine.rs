@@ -105,7 +105,7 @@ fn open_spaces(
             KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes)
         })
     };
-    let [values, edits, log, shards, node, requests] = Space::ALL;
+    let [values, edits, log, shards, node, requests, staged] = Space::ALL;
     let keyspaces = [
         keyspace(values)?,
         keyspace(edits)?,
@@ -113,6 +113,7 @@ fn open_spaces(
         keyspace(shards)?,
         keyspace(node)?,
         keyspace(requests)?,
+        keyspace(staged)?,
     ];
     Ok((database, keyspaces))
 }

@@ -131,8 +131,7 @@ pub struct Limits {
     pub block_cache_bytes: u64,
     /// Size of the log, in bytes, beyond which changes that every member has are not kept for watchers.
     pub log_bytes: u64,
-    /// Longest that changes are to be kept for members that do not answer, in hours. Not in force yet: they would need the
-    /// state instead, which nobody sends so far.
+    /// Longest that changes are kept for members that do not answer, in hours.
     pub log_hours: u64,
     /// Most watches at once.
     pub watches: usize,

@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Stamp};
+use tropism_placement::ShardId;
 use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
     Write, WriteDone, WriteError,
@@ -95,6 +96,8 @@ pub struct Published {
     pub footprint: Footprint,
     /// Values in memory.
     pub values: KeptValues,
+    /// Shards of which a key's state may be staged: see [`Handle::settle`].
+    pub settling: Vec<ShardId>,
 }
 
 /// Why a call got no answer from the replica. No effect, unless it says otherwise.
@@ -172,6 +175,10 @@ pub(crate) enum Message {
         connection: u64,
         frame: Frame,
     },
+    Settle {
+        shard: ShardId,
+        key: Option<String>,
+    },
     /// The turn before is durable: the open one can end.
     Synced,
     Stop,
@@ -200,6 +207,11 @@ impl Handle {
         let (reply, stamps) = oneshot::channel();
         self.try_send(Message::Stamps { count, reply })?;
         Ok(stamps.await.map_err(|_| CallError::Stopped)??)
+    }
+
+    /// Has staged states merged that a reader found: those of a key, or some of a shard. With the commit after this they are.
+    pub(crate) async fn settle(&self, shard: ShardId, key: Option<String>) {
+        self.send(Message::Settle { shard, key }).await;
     }
 
     /// The last synced state.
@@ -286,6 +298,7 @@ impl Driver {
             tally: store.tally(),
             footprint: store.footprint(),
             values: store.kept_values(),
+            settling: replica.settling(),
         }));
         let (messages, inbox) = sync_channel(INPUT_QUEUE);
         let (commits_sender, commits) = watch::channel(store.head().commit);
@@ -481,6 +494,7 @@ impl Turns {
             tally: self.store.tally(),
             footprint,
             values: self.store.kept_values(),
+            settling: self.replica.settling(),
         }
     }
 
@@ -523,6 +537,7 @@ impl Turns {
                 }
                 Input::Frame { from: peer, frame }
             }
+            Message::Settle { shard, key } => Input::Settle { shard, key },
             Message::Synced => {
                 self.inputs -= 1;
                 return Ok(());
@@ -565,6 +580,16 @@ impl Turns {
             Output::Event(Event::Recounted { was, is }) => {
                 warn!(?was, ?is, "the keys were counted anew: a row was not what had been written");
             }
+            Output::Event(Event::Rotted { scope, shard }) => {
+                warn!(%scope, %shard, "a digest summed up anew is another one: rows were not what had been written");
+            }
+            Output::Event(Event::DigestsDiffer { peer, shard }) => {
+                warn!(%peer, %shard, "a peer has another digest at the same vector");
+            }
+            Output::Event(Event::Owes(peer)) => {
+                info!(%peer, "the log does not reach back to what a peer has: it is shown every shard");
+            }
+            Output::Event(Event::Landed { shard, keys }) => info!(%shard, keys, "a shard came as a whole"),
             Output::Event(event) => debug!(?event, "replica"),
         }
         Ok(())

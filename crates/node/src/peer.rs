@@ -455,6 +455,10 @@ kind = "register"
                 cache_bytes: 1 << 20,
                 log_keep_ms: 600_000,
                 digest_key: tropism_replica::DigestKey::default(),
+                part_bytes: tropism_replica::limits::FRAME_BYTES,
+                settle_keys: tropism_replica::limits::SETTLE_KEYS,
+                log_cap_ms: u64::MAX,
+                log_cap_bytes: u64::MAX,
                 log_keep_bytes: 256 << 20,
             };
             let store = Store::open(Box::new(MemoryEngine::new())).unwrap();

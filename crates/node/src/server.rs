@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 use tropism_crdt::Origin;
 use tropism_disk::{DiskOptions, OpenError, Witness};
-use tropism_replica::limits::LOG_KEEP_MS;
+use tropism_replica::limits::{FRAME_BYTES, LOG_KEEP_MS, SETTLE_KEYS};
 use tropism_replica::{BootError, Identity, Peer};
 use tropism_storage::{Engine as StorageEngine, Head, MemoryEngine, Store, StoreError};
 use tropism_wire::{DESCRIPTORS, v1};
@@ -44,6 +45,10 @@ const IDLE_CHECK: Duration = Duration::from_millis(10);
 /// How long connections may take to carry away what was answered, when the last call has ended: a few round trips to
 /// the other end of the world.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
+/// Share of the file system that the log may take for members that do not answer, percent.
+const LOG_DISK_PERCENT: u64 = 10;
+/// What it may take of memory for them, bytes.
+const MEMORY_LOG_BYTES: u64 = 1 << 30;
 /// Bytes of metadata a call may bring: what the API refuses in words is below it.
 const HEADER_BYTES: u32 = 16 * 1024;
 
@@ -126,6 +131,13 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         rules: regions.rules().clone(),
         log_keep_ms: LOG_KEEP_MS,
         log_keep_bytes: config.limits.log_bytes,
+        part_bytes: FRAME_BYTES,
+        settle_keys: SETTLE_KEYS,
+        log_cap_ms: config.limits.log_hours * 3_600_000, // at most 24 hours
+        log_cap_bytes: match config.node.engine {
+            Engine::Memory => MEMORY_LOG_BYTES,
+            Engine::Disk => log_share(&config.node.data_dir)?,
+        },
         cache_bytes: usize::try_from(config.limits.cache_bytes).unwrap_or(usize::MAX),
     };
     let (driver, handle) = Driver::start(store, identity, witness)?;
@@ -190,6 +202,12 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
     runtime.shutdown_background();
     driver.stop();
     outcome
+}
+
+/// How large the log may grow for members that do not answer.
+fn log_share(dir: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(dir)?;
+    Ok(disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * LOG_DISK_PERCENT)
 }
 
 /// The clients' side of a node.

@@ -106,7 +106,7 @@ impl Replica {
             );
             return Ok(());
         }
-        let mut staged = Staged::default();
+        let mut ready = Ready::default();
         for bytes in changes {
             let sound = match self.gate(&bytes) {
                 Ok(sound) => sound,
@@ -133,8 +133,8 @@ impl Replica {
             } else if vector.get(&origin) + 1 == seq
                 && sound.change.deps.iter().all(|(o, s)| vector.includes(o, *s))
             {
-                self.apply(now, store, from, sound, &mut staged)?;
-                self.release(now, store, id, &mut staged)?;
+                self.apply(now, store, from, sound, &mut ready)?;
+                self.release(now, store, id, &mut ready)?;
             } else {
                 let waits = Waits {
                     change: sound.change,
@@ -153,8 +153,8 @@ impl Replica {
                 self.event(event);
             }
         }
-        let applied = staged.values().map(Vec::len).sum();
-        for ((id, key), changes) in staged {
+        let applied = ready.values().map(Vec::len).sum();
+        for ((id, key), changes) in ready {
             self.merge(store, id, &key, &changes)?;
         }
         if applied > 0 {
@@ -164,27 +164,27 @@ impl Replica {
     }
 
     /// Applies the waiting changes of a shard that wait no longer.
-    fn release(
+    pub(crate) fn release(
         &mut self,
         now: Now,
         store: &mut Store,
         id: ShardId,
-        staged: &mut Staged,
+        ready: &mut Ready,
     ) -> Result<(), ReplicaError> {
         loop {
             let Some(shard) = self.shards.cached(id) else { return Ok(()) };
             let vector = &shard.vector;
-            let ready = self.pending.of_shard(id).find_map(|(key, waits)| {
+            let next = self.pending.of_shard(id).find_map(|(key, waits)| {
                 let applied = vector.includes(&key.1, key.2);
                 let next = vector.get(&key.1) + 1 == key.2;
                 let seen = next && waits.change.deps.iter().all(|(o, s)| vector.includes(o, *s));
                 (applied || seen).then_some((*key, applied))
             });
-            let Some((key, applied)) = ready else { return Ok(()) };
+            let Some((key, applied)) = next else { return Ok(()) };
             let Some(waits) = self.pending.remove(&key) else { return Ok(()) };
             if !applied {
                 let sound = Sound { change: waits.change, bytes: waits.bytes, row: waits.row, id };
-                self.apply(now, store, waits.from, sound, staged)?;
+                self.apply(now, store, waits.from, sound, ready)?;
             }
         }
     }
@@ -196,7 +196,7 @@ impl Replica {
         store: &mut Store,
         from: NodeId,
         sound: Sound,
-        staged: &mut Staged,
+        ready: &mut Ready,
     ) -> Result<(), ReplicaError> {
         let Sound { change, bytes, id, .. } = sound;
         if !self.clock.observe(change.stamp) {
@@ -219,18 +219,19 @@ impl Replica {
         for peer in peers {
             self.tell(now, peer, from, id, origin, seq);
         }
-        staged.entry((id, change.key.clone())).or_default().push(change);
+        ready.entry((id, change.key.clone())).or_default().push(change);
         Ok(())
     }
 
     /// Merges changes of one key, in order: one read, one merge of the document's content, one row.
-    fn merge(
+    pub(crate) fn merge(
         &mut self,
         store: &mut Store,
         id: ShardId,
         key: &str,
         changes: &[Change],
     ) -> Result<(), ReplicaError> {
+        self.settle(store, id, key)?;
         let mut row = match store.value(id, key) {
             Err(StoreError::Damaged { .. }) => return self.put_aside(store, id, key, changes),
             row => row?.unwrap_or_default(),
@@ -303,13 +304,25 @@ impl Replica {
         if edits.is_empty() {
             return Ok(()); // writes that made no difference
         }
-        let life = row.cell.life;
         let raw: Vec<&[u8]> = edits.iter().map(|change| raw_edit(change)).collect();
+        let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
+        let batch: Vec<PeerChange<'_>> =
+            raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
+        self.merge_raw(store, (id, key), row, &batch)
+    }
+
+    /// Merges raw changes, in causal order; what does not apply parks the key.
+    pub(crate) fn merge_raw(
+        &mut self,
+        store: &mut Store,
+        (id, key): (ShardId, &str),
+        row: &mut ValueRow,
+        batch: &[PeerChange<'_>],
+    ) -> Result<(), ReplicaError> {
+        let life = row.cell.life;
+        let raw: Vec<&[u8]> = batch.iter().map(|change| change.bytes).collect();
         if row.parked.is_none() {
-            let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
-            let batch: Vec<PeerChange<'_>> =
-                raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
-            let outcome = self.documents.apply(store, (id, key, life), &batch);
+            let outcome = self.documents.apply(store, (id, key, life), batch);
             let (document, applied, refused) = match outcome {
                 Ok(outcome) => outcome,
                 Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
@@ -370,7 +383,7 @@ impl Replica {
         Ok(Sound { change, bytes: bytes.clone(), row, id })
     }
 
-    fn refuse(&mut self, from: NodeId, reason: String) {
+    pub(crate) fn refuse(&mut self, from: NodeId, reason: String) {
         self.event(Event::Refused { from, reason });
     }
 
@@ -381,7 +394,7 @@ impl Replica {
         }
         let mut wants: BTreeMap<(NodeId, ShardId, Origin), (u64, u64)> = BTreeMap::new();
         for ((id, origin, seq), waits) in &self.pending.changes {
-            if waits.since_us + WANT_US > now.mono_us {
+            if waits.since_us + WANT_US > now.mono_us || self.transfers.is_taking(*id) {
                 continue;
             }
             let Some(shard) = self.shards.cached(*id) else { continue };
@@ -420,7 +433,7 @@ impl Replica {
 }
 
 /// Changes whose turn has come, by key, to be merged together.
-type Staged = BTreeMap<(ShardId, String), Vec<Change>>;
+pub(crate) type Ready = BTreeMap<(ShardId, String), Vec<Change>>;
 
 fn raw_edit(change: &Change) -> &[u8] {
     match &change.body {
@@ -430,7 +443,14 @@ fn raw_edit(change: &Change) -> &[u8] {
 }
 
 /// Puts changes of a key aside: they are counted in the vector like any other, and the key is not served.
-fn park(store: &mut Store, shard: ShardId, key: &str, row: &mut ValueRow, changes: &[&[u8]], reason: String) {
+pub(crate) fn park(
+    store: &mut Store,
+    shard: ShardId,
+    key: &str,
+    row: &mut ValueRow,
+    changes: &[&[u8]],
+    reason: String,
+) {
     let parked = row.parked.get_or_insert(Parked { changes: 0, reason });
     for change in changes {
         let part = EditKey::PARKED + parked.changes;

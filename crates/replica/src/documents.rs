@@ -223,6 +223,29 @@ impl Documents {
         }
     }
 
+    /// Stores a document as its pieces, in place of what there was of that life.
+    pub(crate) fn put(
+        &mut self,
+        store: &mut Store,
+        (shard, key, life): (ShardId, &str, u64),
+        saved: Option<&[u8]>,
+        changes: &[impl AsRef<[u8]>],
+    ) -> Result<(), StoreError> {
+        self.forget(shard, key);
+        for (of, part) in store.edit_names(shard, key)? {
+            if of == life {
+                store.remove(Space::Edits, EditKey { shard, key, life, part }.encode());
+            }
+        }
+        if let Some(saved) = saved {
+            store.put_edit(&EditKey { shard, key, life, part: 0 }, saved);
+        }
+        for (part, piece) in (1..).zip(changes) {
+            store.put_edit(&EditKey { shard, key, life, part }, piece.as_ref());
+        }
+        Ok(())
+    }
+
     /// Look-ups that found a document in memory, and that did not.
     pub(crate) fn looked_up(&self) -> (u64, u64) {
         (self.uses - self.misses, self.misses)

@@ -5,7 +5,7 @@
 //! *closed time* needs the frames of one round in order, so frames are numbered.
 
 use bytes::Bytes;
-use tropism_crdt::{NodeId, Origin, Stamp, Vector};
+use tropism_crdt::{NodeId, Origin, RequestId, Stamp, Vector};
 use tropism_placement::{RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
@@ -55,7 +55,17 @@ pub enum FrameBody {
         shards: Vec<ShardState>,
         /// Whether this answers such a frame; if not, the receiver shows its own vectors of the same shards.
         answer: bool,
+        /// Whether the receiver may lack what they count because no log reaches back to it.
+        owed: bool,
     },
+    /// What was wanted of a shard is not in the sender's log any more: it is to be had only as a whole.
+    BelowFloor(ShardRow),
+    /// Asks for a shard as a whole.
+    Fetch(Fetch),
+    /// A part of a shard.
+    State(StatePart),
+    /// Parts of a shard are staged.
+    Fetched(Fetched),
     /// That the sender lives, and what follows from it.
     Heartbeat(Heartbeat),
     /// The receiver sent changes of a shard that the sender does not hold under this epoch.
@@ -100,6 +110,70 @@ pub struct Want {
     pub from: u64,
     /// Last seq.
     pub to: u64,
+}
+
+/// Asks for a shard as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// The shard.
+    pub row: ShardRow,
+    /// Names the transfer.
+    pub id: u64,
+    /// What is staged already: every key up to the one named, under the vector.
+    pub resume: Option<(Vector, String)>,
+}
+
+/// A part of a shard: states of some keys, in the order of the keys but for those that are sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatePart {
+    /// The shard.
+    pub shard: ShardId,
+    /// The transfer.
+    pub id: u64,
+    /// Counts parts from 0.
+    pub number: u64,
+    /// In the first: whether what was staged before does not count.
+    pub begins_anew: bool,
+    /// The vector under which everything staged up to and with this part stands.
+    pub vector: Vector,
+    /// States, or pieces of them.
+    pub pieces: Vec<StatePiece>,
+    /// Behind all states: request ids of clients with their rows, so that a request is known again.
+    pub requests: Vec<(RequestId, Bytes)>,
+    /// Whether this is all.
+    pub last: bool,
+}
+
+impl StatePart {
+    /// Bytes of the states in it.
+    pub(crate) fn size(&self) -> usize {
+        let requests: usize = self.requests.iter().map(|(_, row)| row.len()).sum();
+        self.pieces.iter().map(|piece| piece.key.len() + piece.bytes.len()).sum::<usize>() + requests
+    }
+}
+
+/// A piece of a key's encoded state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatePiece {
+    /// The key.
+    pub key: String,
+    /// Counts the pieces of the key from 0.
+    pub number: u32,
+    /// Whether it is the key's last.
+    pub last: bool,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Every part of a transfer up to `number` is staged durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetched {
+    /// The shard.
+    pub shard: ShardId,
+    /// The transfer.
+    pub id: u64,
+    /// The last part.
+    pub number: u64,
 }
 
 /// Sums of `(shard, vector, digest)` hashes over ranges of slots.

@@ -47,18 +47,24 @@ mod reconcile;
 mod replica;
 mod session;
 mod shards;
+mod state;
 mod sweep;
+mod transfer;
 mod waiting;
 mod write;
 
 pub use census::Degraded;
 pub use digest::DigestKey;
 pub use documents::LongHistory;
-pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, ShardState, Told, Want};
+pub use frame::{
+    Compare, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, ShardState, StatePart, StatePiece, Told,
+    Want,
+};
 pub use link::{LinkCounts, LinkStatus};
 pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
     Status, Ticket, TimesFull,
 };
 pub use session::{SEARCHED_COMMITS, Token};
+pub use transfer::TransferCounts;
 pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};

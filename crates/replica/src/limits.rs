@@ -48,6 +48,35 @@ pub const TELL_LAZILY_US: u64 = 100_000;
 pub const PEER_ROWS_US: u64 = 1_000_000;
 /// Changes of one client write or frame whose number this node accepts from a peer: larger frames are refused.
 pub const FRAME_CHANGES: usize = 16_384;
+/// Bytes of a shard's states sent to a peer and not yet staged there: what a link of 150 ms needs for 28 MB/s.
+pub const TRANSFER_CREDIT_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of states that are read for one peer in one turn: some 2 ms.
+pub const GIVING_TURN_BYTES: usize = 1024 * 1024;
+/// Interval in which such turns follow each other when there is nothing else to do, us.
+pub const GIVE_STEP_US: u64 = 1_000;
+/// Parts of a shard that are kept when they come before the one that is next.
+pub const EARLY_PARTS: usize = 256;
+/// Rows that are read from a snapshot at once.
+pub const GIVEN_ROWS: usize = 256;
+/// Shards given to one peer at once; it asks again for others.
+pub const GIVEN_AT_ONCE: usize = 16;
+/// Shards that come here as a whole at once; others are asked for when there is room.
+pub const TAKEN_AT_ONCE: usize = 16;
+/// A transfer of which nothing came for this long (us) is asked for again, and twice as long after it was last heard of,
+/// its giver lets go of it.
+pub const TRANSFER_PATIENCE_US: u64 = 3_000_000;
+/// Changes that are looked at to go on with a transfer that was interrupted; after more it begins anew.
+pub const RESUME_CHANGES: usize = 10_000;
+/// Staged keys that are merged in one step: some 2 ms; shards with at most as many are merged as they land.
+pub const SETTLE_KEYS: usize = 64;
+/// Interval of these steps, us.
+pub const SETTLE_STEP_US: u64 = 4_000;
+/// Changes of one origin that are wanted one by one; where more are missing, the shard comes as a whole.
+pub const WANTED_CHANGES: u64 = 4_096;
+/// What is owed to a peer is shown again after this long (us) until it has it.
+pub const OWED_US: u64 = 1_000_000;
+/// Values that are summed up in one step to know a shard's digest again.
+pub const RECOUNT_ROWS: usize = 512;
 /// A node that is ahead of most peers by this much (ms; 80 % of the max offset) takes no client writes.
 pub const FENCE_OFFSET_MS: i64 = 400;
 /// Interval of the sweep's steps, us, and the rows it looks at in each: a million keys take under an hour, for less than

@@ -15,12 +15,13 @@ use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
 use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want};
 use crate::limits::{
-    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES,
-    RESEND_US, SILENT_US, TELL_LAZILY_US,
+    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, GIVE_STEP_US, HEARTBEAT_US,
+    OUTSTANDING_CHANGES, RESEND_US, SILENT_US, TELL_LAZILY_US,
 };
 use crate::recent::Logged;
-use crate::reconcile::Suspects;
+use crate::reconcile::{Owes, Suspects};
 use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
+use crate::transfer::Giving;
 
 /// Stability samples remembered per link; more are merged.
 const SAMPLES: usize = 64;
@@ -67,6 +68,10 @@ struct Session {
     // Sending.
     round: u64,
     number: u64,
+    /// The peer holds everything that was logged up to this commit, but for what is owed to it.
+    cursor: u64,
+    /// What no log reaches back to, and the peer may lack.
+    owes: Option<Owes>,
     /// Every change up to and including this commit was sent, or left to somebody else.
     position: u64,
     /// Changes of commit `position + 1` already dealt with.
@@ -92,6 +97,8 @@ struct Session {
     peer_told_commit: u64,
     samples: VecDeque<(u64, u64)>,
     pub(crate) suspects: Suspects,
+    giving: Vec<Giving>,
+    pub(crate) give_due_us: u64,
 }
 
 /// Changes sent to the peer, or left to others, that it has not told back.
@@ -159,6 +166,16 @@ impl Outstanding {
         before != self.count
     }
 
+    /// What was left to others cannot be sent: it is looked at again later.
+    fn postpone(&mut self, key: LogKey, due_us: u64, later_us: u64) {
+        self.left.remove(&(due_us, key));
+        let entry = self.changes.get_mut(&(key.shard, key.origin));
+        if let Some(sent) = entry.and_then(|sent| sent.iter_mut().find(|sent| sent.seq == key.seq)) {
+            sent.due_us = later_us;
+            self.left.insert((later_us, key));
+        }
+    }
+
     /// What was left to others and is now sent by us.
     fn sent(&mut self, key: LogKey, due_us: u64, bytes: usize) {
         self.left.remove(&(due_us, key));
@@ -191,6 +208,8 @@ pub struct LinkStatus {
     pub outstanding: (usize, usize),
     /// Every change of its own stamped up to this is applied here.
     pub closed: Option<Stamp>,
+    /// Whether it is being shown every shard, because our log does not reach back to what it has.
+    pub owes: bool,
     /// What happened since the start.
     pub counted: LinkCounts,
 }
@@ -225,6 +244,58 @@ impl Link {
 
     pub(crate) fn stable(&self) -> u64 {
         self.stable
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Shards on their way to the peer.
+    pub(crate) fn giving(&mut self) -> Option<&mut Vec<Giving>> {
+        self.session.as_mut().map(|session| &mut session.giving)
+    }
+
+    /// States were sent: the next ones when others had their turn.
+    pub(crate) fn gave(&mut self, now: Now) {
+        if let Some(session) = &mut self.session {
+            session.give_due_us = now.mono_us + GIVE_STEP_US;
+        }
+    }
+
+    /// What is owed to the peer, if anything is.
+    pub(crate) fn owes(&mut self) -> Option<&mut Owes> {
+        self.session.as_mut()?.owes.as_mut()
+    }
+
+    /// Nothing is owed any more.
+    pub(crate) fn quit(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.owes = None;
+        }
+        self.settle_cursor();
+    }
+
+    /// The log begins behind what the peer is known to have: from `head` on it gets what is logged, and it is shown every
+    /// shard for what came before. Says whether that is new.
+    pub(crate) fn fall_behind(&mut self, now: Now, log_floor: u64, head: u64) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        if session.cursor + 1 >= log_floor {
+            return false;
+        }
+        session.owes = Some(Owes::default());
+        (session.cursor, session.position, session.partial) = (head, head, 0);
+        session.outstanding = Outstanding::default();
+        session.round += 1;
+        session.number = 0;
+        session.last_progress_us = now.mono_us;
+        true
+    }
+
+    /// The peer shows that it has everything of an origin up to a number.
+    pub(crate) fn showed(&mut self, shard: ShardId, origin: Origin, seq: u64) {
+        if let Some(session) = &mut self.session {
+            session.outstanding.told(shard, origin, seq);
+        }
     }
 
     pub(crate) fn suspects(&mut self) -> Option<&mut Suspects> {
@@ -268,7 +339,10 @@ impl Link {
         // What waits for credit goes on when the peer tells.
         let left = session.outstanding.left.first().map(|(due, _)| *due);
         let left = left.filter(|_| session.outstanding.bytes < CREDIT_BYTES);
-        let times = [session.tell_at_us, session.batch_due_us, left, session.suspects.next_due()];
+        let giving = session.giving.iter().any(Giving::is_ready).then_some(session.give_due_us);
+        let owed = session.owes.as_ref().map(|owes| owes.due_us);
+        let times =
+            [session.tell_at_us, session.batch_due_us, left, session.suspects.next_due(), giving, owed];
         Some(times.into_iter().flatten().fold(session.next_heartbeat_us, u64::min))
     }
 
@@ -295,17 +369,18 @@ impl Link {
             cursor: self.row.cursor,
             outstanding: session.map_or((0, 0), |s| (s.outstanding.count, s.outstanding.bytes)),
             closed: self.closed,
+            owes: session.is_some_and(|s| s.owes.is_some()),
             counted: self.counted,
         }
     }
 
     /// Moves the cursor to just before the first commit that the peer lacks something of.
-    fn settle_cursor(&mut self) {
-        let Some(session) = &self.session else { return };
+    pub(crate) fn settle_cursor(&mut self) {
+        let Some(session) = &mut self.session else { return };
         let first = session.outstanding.commits.first_key_value().map(|(commit, _)| commit - 1);
-        let cursor = first.unwrap_or(session.position);
-        if cursor > self.row.cursor {
-            self.row.cursor = cursor;
+        session.cursor = session.cursor.max(first.unwrap_or(session.position));
+        if session.cursor > self.row.cursor && session.owes.is_none() {
+            self.row.cursor = session.cursor;
             self.row_dirty = true;
         }
     }
@@ -315,7 +390,7 @@ impl Link {
         if let Some(session) = &mut self.session {
             session.round += 1;
             session.number = 0;
-            session.position = self.row.cursor;
+            session.position = session.cursor;
             session.partial = 0;
             session.outstanding = Outstanding::default();
             session.last_progress_us = now.mono_us;
@@ -351,11 +426,13 @@ impl Replica {
             link.stable = 0;
             link.closed = None;
         }
-        link.row.cursor = link.row.cursor.max(log_floor.saturating_sub(1)).min(head.commit);
+        link.row.cursor = link.row.cursor.min(head.commit);
         link.session = Some(Session {
             since_us: now.mono_us,
             round: 0,
             number: 0,
+            cursor: link.row.cursor,
+            owes: None,
             position: link.row.cursor,
             partial: 0,
             batch_due_us: None,
@@ -377,7 +454,12 @@ impl Replica {
             peer_told_commit: 0,
             samples: VecDeque::new(),
             suspects: Suspects::default(),
+            giving: Vec::new(),
+            give_due_us: 0,
         });
+        if link.fall_behind(now, log_floor, head.commit) {
+            self.event(Event::Owes(hello.node));
+        }
     }
 
     /// The connection is gone.
@@ -387,6 +469,7 @@ impl Replica {
         {
             link.down_since_us = session.last_heard_us;
         }
+        self.giver_gone(peer);
     }
 
     /// A frame came from a peer.
@@ -418,7 +501,13 @@ impl Replica {
             FrameBody::Told(told) => self.told(now, from, &told),
             FrameBody::Want(want) => self.wanted(store, from, want)?,
             FrameBody::Compare(compare) => self.compare(store, from, compare)?,
-            FrameBody::Vectors { shards, answer } => self.vectors(now, store, from, shards, answer)?,
+            FrameBody::Vectors { shards, answer, owed } => {
+                self.vectors(now, store, from, shards, (answer, owed))?;
+            }
+            FrameBody::BelowFloor(row) => self.below_floor(now, store, from, row)?,
+            FrameBody::Fetch(fetch) => self.fetch(now, store, from, fetch)?,
+            FrameBody::State(part) => self.state_part(now, store, from, part)?,
+            FrameBody::Fetched(fetched) => self.fetched(now, from, fetched),
             FrameBody::Heartbeat(heartbeat) => self.heartbeat(now, from, &heartbeat, in_order),
             FrameBody::NotMember { .. } => {} // both sides hold the same rules until records move
         }
@@ -468,6 +557,17 @@ impl Replica {
 
     /// A peer lacks changes that our log may hold.
     fn wanted(&mut self, store: &Store, from: NodeId, want: Want) -> Result<(), ReplicaError> {
+        let first = LogKey { shard: want.shard, origin: want.origin, seq: want.from };
+        if store.change(&first)?.is_none() {
+            let (vector, _) = self.shards.state(store, want.shard)?;
+            if vector.includes(&want.origin, want.from)
+                && let Some(row) = store.shard(want.shard)?
+            {
+                self.event(Event::BelowFloor(from));
+                self.send(from, FrameBody::BelowFloor(row));
+            }
+            return Ok(());
+        }
         let mut changes = Vec::new();
         let mut bytes = 0;
         for change in store.changes(want.shard, want.origin, want.from, want.to) {
@@ -477,12 +577,6 @@ impl Replica {
                 break; // the rest is wanted again
             }
             changes.push(change);
-        }
-        if changes.is_empty() {
-            if self.shards.state(store, want.shard)?.0.includes(&want.origin, want.from) {
-                self.event(Event::BelowFloor(from));
-            }
-            return Ok(());
         }
         self.send(from, FrameBody::Changes(changes));
         Ok(())
@@ -551,6 +645,8 @@ impl Replica {
             self.pump(now, store, peer)?;
             self.tell_due(now, store, peer);
             self.compare_due(now, peer);
+            self.owed_due(now, store, peer)?;
+            self.give(now, peer)?;
             self.want_suspects(now, store, peer)?;
             self.beat(now, store, peer, &hears);
         }
@@ -572,6 +668,7 @@ impl Replica {
         }
         let region = link.peer.region.clone();
         let distrusted = link.distrusted;
+        let mut shown: Vec<ShardId> = Vec::new();
         let Some(session) = &mut link.session else { return Ok(()) };
         let linger = session.outstanding.bytes > 0 && session.last_batch_us + BATCH_LINGER_US > now.mono_us;
         let mut frames: Vec<Vec<Bytes>> = Vec::new();
@@ -590,7 +687,9 @@ impl Replica {
                     relayed = true;
                 }
                 None => {
-                    session.outstanding.left.remove(&(due, key)); // trimmed: comparison will find it
+                    // It came with its shard as a whole: the peer says whether it has it, and if not asks for the shard.
+                    session.outstanding.postpone(key, due, now.mono_us + SILENT_US);
+                    shown.push(key.shard);
                 }
             }
         }
@@ -628,6 +727,10 @@ impl Replica {
                 if has_it || !shared {
                     continue;
                 }
+                if logged.bytes.is_empty() {
+                    session.outstanding.add(logged.key, commit, 0, now.mono_us + SILENT_US);
+                    continue;
+                }
                 let comes_anyway = logged.from == Some(peer) || session.peer_hears.contains(&author);
                 if author != own && author != peer && comes_anyway {
                     session.outstanding.add(logged.key, commit, 0, now.mono_us + SILENT_US);
@@ -656,6 +759,10 @@ impl Replica {
         link.settle_cursor();
         for changes in frames {
             self.send(peer, FrameBody::Changes(changes));
+        }
+        shown.dedup();
+        if !shown.is_empty() {
+            self.show(store, peer, &shown, false)?;
         }
         if relayed {
             self.event(Event::Relayed(peer));
@@ -694,7 +801,7 @@ impl Replica {
         session.next_heartbeat_us = now.mono_us + HEARTBEAT_US;
         // Closed only up to what precedes this frame: nothing while the walk is behind.
         let walked = session.position >= open - 1 && session.partial == self.recent.len(open);
-        let closed = if walked {
+        let closed = if walked && session.owes.is_none() {
             // No stamp of ours at or below the wall clock is issued from here on.
             self.clock.observe(Stamp::new(now.wall_ms, 0));
             self.clock.passed()
@@ -732,10 +839,9 @@ fn next_commit(
     let (commit, row) = row?;
     let mut changes = Vec::with_capacity(row.changes.len());
     for key in row.changes {
-        // A body that was trimmed is found by comparison.
-        if let Some(bytes) = store.change(&key)? {
-            changes.push(Logged { key, bytes, from: None });
-        }
+        // Without a body: it came with its shard as a whole.
+        let bytes = store.change(&key)?.unwrap_or_default();
+        changes.push(Logged { key, bytes, from: None });
     }
     Ok(Some((commit, changes)))
 }

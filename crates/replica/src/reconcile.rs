@@ -7,30 +7,52 @@
 
 use std::collections::BTreeMap;
 
-use tropism_crdt::{NodeId, Origin};
-use tropism_placement::{SLOTS, ShardId};
-use tropism_storage::{ShardKey, ShardRow, Space, Store, StoreError, View};
+use tropism_crdt::{NodeId, Origin, Vector};
+use tropism_placement::{RegionName, SLOTS, ShardId};
+use tropism_storage::{Reads, ShardKey, ShardRow, Space, Store, StoreError, View};
 
 use crate::frame::{Compare, FrameBody, ShardState, Want};
-use crate::limits::{SETTLE_US, SUSPECTS, VECTORS_PER_FRAME};
+use crate::limits::{OWED_US, SETTLE_US, SUSPECTS, VECTORS_PER_FRAME, WANTED_CHANGES};
 use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
 use crate::shards::range_len;
 
 /// Changes that a peer counts and we do not, while that may still settle by itself.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
-    due: BTreeMap<(ShardId, Origin), (u64, u64)>,
+    due: BTreeMap<(ShardId, Origin), Suspect>,
+}
+
+#[derive(Debug)]
+struct Suspect {
+    due_us: u64,
+    /// The last change that is missing.
+    seq: u64,
+    row: ShardRow,
+}
+
+/// What a peer may lack that no log reaches back to: it is shown every shard it holds with us, a page at a time, and each
+/// page again until it has all that was shown first.
+#[derive(Debug, Default)]
+pub(crate) struct Owes {
+    /// The shards of the page that it still lacks something of, as they were.
+    page: BTreeMap<ShardId, Vector>,
+    /// Where the next page begins; `None`: this is the last.
+    next: Option<Vec<u8>>,
+    begun: bool,
+    pub(crate) due_us: u64,
 }
 
 impl Suspects {
     pub(crate) fn next_due(&self) -> Option<u64> {
-        self.due.values().map(|(due, _)| *due).min()
+        self.due.values().map(|suspect| suspect.due_us).min()
     }
 
-    fn add(&mut self, now: Now, shard: ShardId, origin: Origin, seq: u64) {
+    fn add(&mut self, due_us: u64, row: &ShardRow, origin: Origin, seq: u64) {
         if self.due.len() < SUSPECTS {
-            let entry = self.due.entry((shard, origin)).or_insert((now.mono_us + SETTLE_US, seq));
-            entry.1 = entry.1.max(seq);
+            let new = || Suspect { due_us, seq, row: row.clone() };
+            let suspect = self.due.entry((row.id(), origin)).or_insert_with(new);
+            suspect.seq = suspect.seq.max(seq);
+            suspect.due_us = suspect.due_us.min(due_us);
         }
     }
 }
@@ -85,7 +107,7 @@ impl Replica {
         }
         if level >= 2 {
             let shards = self.vectors_of(store, group, &differ)?;
-            self.send(from, FrameBody::Vectors { shards, answer: false });
+            self.send(from, FrameBody::Vectors { shards, answer: false, owed: false });
             return Ok(());
         }
         let children = range_len(level) / range_len(level + 1);
@@ -126,9 +148,11 @@ impl Replica {
         store: &Store,
         from: NodeId,
         shards: Vec<ShardState>,
-        answer: bool,
+        (answer, owed): (bool, bool),
     ) -> Result<(), ReplicaError> {
         let mut ours = Vec::new();
+        // A link that owes us will not bring what is missing by itself.
+        let due_us = if owed { now.mono_us } else { now.mono_us + SETTLE_US };
         for ShardState { row, vector: theirs, digest: their_digest } in
             shards.into_iter().take(VECTORS_PER_FRAME)
         {
@@ -142,18 +166,118 @@ impl Replica {
             }
             if let Some(suspects) = self.links.get_mut(&from).and_then(|link| link.suspects()) {
                 for (origin, seq) in theirs.risen_since(&own) {
-                    suspects.add(now, id, origin, seq);
+                    suspects.add(due_us, &row, origin, seq);
                 }
             }
+            self.showed(from, id, &theirs);
             ours.push(ShardState { row, vector: own, digest });
         }
         if let Some(link) = self.links.get_mut(&from) {
             link.counted.vectors += ours.len() as u64;
         }
+        if let Some(link) = self.links.get_mut(&from) {
+            link.settle_cursor();
+        }
         if !answer {
-            self.send(from, FrameBody::Vectors { shards: ours, answer: true });
+            self.send(from, FrameBody::Vectors { shards: ours, answer: true, owed: false });
         }
         Ok(())
+    }
+
+    /// A peer shows what it has of a shard: as good as told.
+    fn showed(&mut self, from: NodeId, id: ShardId, theirs: &Vector) {
+        let own = self.origin;
+        let Some(link) = self.links.get_mut(&from) else { return };
+        for (origin, seq) in theirs.iter() {
+            link.showed(id, *origin, seq);
+        }
+        if let Some(owes) = link.owes()
+            && owes.page.get(&id).is_some_and(|shown| theirs.dominates(shown))
+        {
+            owes.page.remove(&id);
+            if owes.page.is_empty() {
+                owes.due_us = 0; // the next page at once
+            }
+        }
+        let region = link.region().clone();
+        if theirs.get(&own) > 0 {
+            self.acknowledged(id, theirs.get(&own), &region);
+        }
+    }
+
+    /// Shows a peer some shards.
+    pub(crate) fn show(
+        &mut self,
+        store: &Store,
+        peer: NodeId,
+        ids: &[ShardId],
+        owed: bool,
+    ) -> Result<(), ReplicaError> {
+        let mut shards = Vec::new();
+        for id in ids.iter().take(VECTORS_PER_FRAME) {
+            let Some(row) = store.shard(*id)? else { continue };
+            let (vector, digest) = self.shards.state(store, *id)?;
+            shards.push(ShardState { row, vector, digest });
+        }
+        self.send(peer, FrameBody::Vectors { shards, answer: false, owed });
+        Ok(())
+    }
+
+    /// Shows a peer the page of shards that is owed to it, or the next one.
+    pub(crate) fn owed_due(&mut self, now: Now, store: &Store, peer: NodeId) -> Result<(), ReplicaError> {
+        let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+        let region = link.region().clone();
+        let Some(owes) = link.owes().filter(|owes| owes.due_us <= now.mono_us) else { return Ok(()) };
+        owes.due_us = now.mono_us + OWED_US;
+        if owes.page.is_empty() {
+            let from = if owes.begun { owes.next.take() } else { Some(Vec::new()) };
+            let page = match from {
+                Some(from) => self.page_of_shards(store, &region, &from)?,
+                None => (BTreeMap::new(), None),
+            };
+            let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+            let Some(owes) = link.owes() else { return Ok(()) };
+            owes.begun = true;
+            (owes.page, owes.next) = page;
+            if owes.page.is_empty() {
+                link.quit();
+                self.event(Event::Quit(peer));
+                return Ok(());
+            }
+        }
+        let Some(owes) = self.links.get_mut(&peer).and_then(|link| link.owes()) else { return Ok(()) };
+        let ids: Vec<ShardId> = owes.page.keys().copied().collect();
+        self.show(store, peer, &ids, true)
+    }
+
+    /// Some shards that are held with a region, with their vectors, and where the next ones are.
+    #[allow(clippy::type_complexity, reason = "shards, and the place behind them")]
+    fn page_of_shards(
+        &self,
+        store: &Store,
+        region: &RegionName,
+        from: &[u8],
+    ) -> Result<(BTreeMap<ShardId, Vector>, Option<Vec<u8>>), ReplicaError> {
+        let mut page = BTreeMap::new();
+        let mut from = from.to_vec();
+        loop {
+            let (rows, next) = store.page(Space::Shards, &from, VECTORS_PER_FRAME)?;
+            for (name, row) in rows {
+                let Ok(ShardKey::Description(id)) = ShardKey::decode(&name) else { continue };
+                let Ok(row) = <ShardRow as tropism_storage::rows::Row>::decode(&row) else { continue };
+                let record = record_of(&self.identity.rules, &row);
+                if record.is_some_and(|record| record.members().any(|member| member == region)) {
+                    let (vector, _) = self.shards.state(store, id)?;
+                    if !vector.is_empty() {
+                        page.insert(id, vector);
+                    }
+                }
+            }
+            match next {
+                Some(next) if page.is_empty() => from = next,
+                next => return Ok((page, next)),
+            }
+        }
     }
 
     /// Asks a peer for what it showed to have and what did not come by itself.
@@ -166,14 +290,18 @@ impl Replica {
         let Some(suspects) = self.links.get_mut(&peer).and_then(|link| link.suspects()) else {
             return Ok(());
         };
-        let due: Vec<_> =
-            suspects.due.iter().filter(|(_, (due, _))| *due <= now.mono_us).map(|(k, v)| (*k, v.1)).collect();
-        for ((shard, origin), to) in due {
-            let from = self.shards.state(store, shard)?.0.get(&origin) + 1;
-            if let Some(suspects) = self.links.get_mut(&peer).and_then(|link| link.suspects()) {
-                suspects.due.remove(&(shard, origin));
+        let (due, waiting): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut suspects.due)
+            .into_iter()
+            .partition(|(_, suspect)| suspect.due_us <= now.mono_us);
+        suspects.due = waiting;
+        for ((shard, origin), Suspect { seq: to, row, .. }) in due {
+            if self.transfers.is_taking(shard) {
+                continue; // it will be compared again
             }
-            if from <= to {
+            let from = self.shards.state(store, shard)?.0.get(&origin) + 1;
+            if to >= from.saturating_add(WANTED_CHANGES) {
+                self.below_floor(now, store, peer, row)?;
+            } else if from <= to {
                 self.want(peer, Want { shard, origin, from, to });
             }
         }

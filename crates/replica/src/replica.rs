@@ -26,6 +26,7 @@ use crate::link::{Link, LinkStatus};
 use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
+use crate::transfer::Transfers;
 use crate::waiting::{Waiting, WaitingWrites};
 use crate::write::{Write, WriteDone, WriteError};
 
@@ -61,6 +62,14 @@ pub enum Input {
         from: NodeId,
         /// What it says.
         frame: Frame,
+    },
+    /// A reader wants a key, or a whole shard, of which a state may be staged ([`Replica::settling`]). It looks again after
+    /// the next commit.
+    Settle {
+        /// The shard.
+        shard: ShardId,
+        /// The key; `None`: as many keys as one turn may merge.
+        key: Option<String>,
     },
     /// Time passed: [`Replica::next_deadline`] is due.
     Tick,
@@ -154,6 +163,22 @@ pub enum Event {
         /// Which shard.
         shard: ShardId,
     },
+    /// A shard came from a peer as a whole and is served.
+    Landed {
+        /// Which shard.
+        shard: ShardId,
+        /// How many keys came.
+        keys: u64,
+    },
+    /// All keys of such a shard are merged.
+    Settled {
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// A peer may lack what no log reaches back to: it is shown every shard.
+    Owes(NodeId),
+    /// It has all of them.
+    Quit(NodeId),
     /// Changes that every member holds left the log.
     Trimmed {
         /// How many.
@@ -208,6 +233,14 @@ pub struct Identity {
     /// Bytes of the log beyond which it does not keep what every member holds; see
     /// [`LOG_KEEP_BYTES`](crate::limits::LOG_KEEP_BYTES).
     pub log_keep_bytes: u64,
+    /// Bytes of one part of a shard that is given as a whole; see [`FRAME_BYTES`](crate::limits::FRAME_BYTES).
+    pub part_bytes: usize,
+    /// Keys of such a shard that are merged in one step; see [`SETTLE_KEYS`](crate::limits::SETTLE_KEYS).
+    pub settle_keys: usize,
+    /// How long the log keeps what a member lacks, ms; beyond it that member gets shards as a whole.
+    pub log_cap_ms: u64,
+    /// Bytes of the log beyond which it does not keep what a member lacks either.
+    pub log_cap_bytes: u64,
 }
 
 /// Why a replica did not start. Nothing was changed.
@@ -268,6 +301,7 @@ pub struct Replica {
     pub(crate) log_floor: u64,
     pub(crate) sweep: Sweep,
     pub(crate) census: Census,
+    pub(crate) transfers: Transfers,
     pub(crate) times_full: TimesFull,
     next_peer_rows_us: u64,
 }
@@ -385,15 +419,13 @@ impl Replica {
             let row = store.row(Space::Node, &NodeKey::Peer(peer.node).encode())?.unwrap_or_default();
             links.insert(peer.node, Link::new(peer.clone(), row, head));
         }
-        let log_floor = match store.commit_rows(0, u64::MAX).next() {
-            Some(row) => row?.0,
-            None => head + 1,
-        };
+        let log_floor = store.log_floor()?;
         let values = identity.cache_bytes / VALUES_CACHE_SHARE;
         store.keep_values(values);
         let documents = Documents::new(origin, identity.cache_bytes - values);
         let paths =
             identity.rules.iter().map(|rule| (rule.name.to_string(), paths_of(&rule.policy))).collect();
+        let transfers = Transfers::open(store, origin.random)?;
         let mut replica = Self {
             identity,
             origin,
@@ -412,6 +444,7 @@ impl Replica {
             log_floor,
             sweep: Sweep::default(),
             census: Census::default(),
+            transfers,
             times_full: TimesFull::default(),
             next_peer_rows_us: now.mono_us,
         };
@@ -430,6 +463,8 @@ impl Replica {
             Input::LinkUp(hello) => self.link_up(now, store, hello),
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
+            Input::Settle { shard, key: Some(key) } => self.settle(store, shard, &key)?,
+            Input::Settle { shard, key: None } => self.settle_some(store, shard)?,
             Input::Tick => {}
         }
         Ok(())
@@ -440,6 +475,9 @@ impl Replica {
         self.reserve(now, store);
         self.give_up_waiting(now);
         self.sweep(now, store)?;
+        self.settle_due(now, store)?;
+        self.recount_due(now, store)?;
+        self.transfers_due(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
         if now.mono_us >= self.next_peer_rows_us {
@@ -463,7 +501,16 @@ impl Replica {
         let waiting = self.waiting.next_deadline();
         // The reservation is renewed twice a second, also when nothing happens.
         let idle = now.mono_us + crate::limits::HEARTBEAT_US;
-        links.into_iter().chain(waiting).chain(self.pending.next_want()).fold(idle, u64::min).max(now.mono_us)
+        let transfers = self.transfers.next_deadline(now);
+        let recount = self.sweep.next_recount(now);
+        links
+            .into_iter()
+            .chain(waiting)
+            .chain(self.pending.next_want())
+            .chain(transfers)
+            .chain(recount)
+            .fold(idle, u64::min)
+            .max(now.mono_us)
     }
 
     /// Writes what a clean stop leaves behind: the next start need not wait for the reservation to pass.
@@ -492,6 +539,12 @@ impl Replica {
     pub fn stamps(&mut self, now: Now, store: &mut Store, count: u16) -> Result<Vec<Stamp>, ClockError> {
         self.reserve(now, store);
         (0..count).map(|_| self.clock.tick()).collect()
+    }
+
+    /// Shards that came as a whole and of which keys may not be merged yet: whoever reads a key that is staged sees what
+    /// was here before. See [`Input::Settle`].
+    pub fn settling(&self) -> Vec<ShardId> {
+        self.transfers.settling().collect()
     }
 
     /// No stamp at or beyond this is issued, Unix ms.
@@ -612,21 +665,20 @@ impl Replica {
     pub(crate) fn put_value(
         &mut self,
         store: &mut Store,
-        shard: ShardId,
+        id: ShardId,
         key: &str,
         was: &Counted,
         row: &ValueRow,
     ) {
-        let name = ValueKey { shard, key }.encode();
+        let name = ValueKey { shard: id, key }.encode();
         let is = self.counted(key, row);
-        let scope = is.is_parked().then(|| scope_of(store, shard)).flatten();
-        self.census.changed(name.as_bytes(), shard, (was, &is), scope);
+        let scope = is.is_parked().then(|| scope_of(store, id)).flatten();
+        self.census.changed(name.as_bytes(), id, (was, &is), scope);
         if was.fingerprint != is.fingerprint {
-            let Some(shard) = self.shards.cached_mut(shard) else {
-                unreachable!("the caller used the shard")
-            };
+            let Some(shard) = self.shards.cached_mut(id) else { unreachable!("the caller used the shard") };
             let known = shard.digest.zip(was.fingerprint).zip(is.fingerprint);
             shard.digest = known.map(|((sum, was), is)| sum.wrapping_sub(was).wrapping_add(is));
+            self.sweep.changed(id, name.as_bytes(), (was.fingerprint, is.fingerprint));
         }
         store.put_value(name, was.standing, row);
     }
@@ -650,7 +702,7 @@ impl Replica {
         (id, sum): (ShardId, u128),
     ) -> Result<(), ReplicaError> {
         let (_, digest) = self.shards.state(store, id)?;
-        if digest == Some(sum) {
+        if digest == Some(sum) || self.transfers.is_settling(id) {
             return Ok(());
         }
         let Some(shard) = self.shard(store, id)? else { return Ok(()) };

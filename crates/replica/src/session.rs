@@ -125,6 +125,9 @@ impl Token {
         if unstable.end.saturating_sub(unstable.start) > SEARCHED_COMMITS {
             return Ok(());
         }
+        if view.log_floor()? > unstable.start {
+            return Ok(()); // changes that are not stable may have left the log, which was too long
+        }
         let mut first_unstable: BTreeMap<(ShardId, Origin), u64> = BTreeMap::new();
         for row in view.commit_rows(unstable.start, unstable.end) {
             for key in row?.1.changes {

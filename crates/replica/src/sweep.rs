@@ -4,16 +4,21 @@
 //! the last write. A hidden life whose delete is stable loses its content and history: a stub stays. Changes that every
 //! member holds leave the log when watchers had their time. Request ids are forgotten after a day.
 
+use std::collections::BTreeMap;
+
 use tropism_crdt::cell::Cell;
 use tropism_crdt::clock::MAX_OFFSET_MS;
-use tropism_crdt::{Body, ExpiryChange, Stamp};
+use tropism_crdt::{Body, ExpiryChange, NodeId, Stamp};
 use tropism_placement::{ScopeName, ShardId};
+use tropism_storage::keys::{after_prefix, shard_prefix};
 use tropism_storage::rows::{RequestRow, Row};
-use tropism_storage::{CommitRow, Reads, Space, Store, StoreError, StoreKey, ValueRow};
+use tropism_storage::{CommitRow, LogFloorRow, NodeKey, Reads, Space, Store, StoreError, StoreKey, ValueRow};
 
 use crate::census::Counted;
-use crate::limits::{FIRST_SWEEP_ROWS, REQUEST_KEEP_MS, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES};
-use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
+use crate::limits::{
+    FIRST_SWEEP_ROWS, RECOUNT_ROWS, REQUEST_KEEP_MS, SETTLE_STEP_US, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES,
+};
+use crate::replica::{Event, Identity, Now, Replica, ReplicaError, record_of};
 
 /// Where the sweep is.
 #[derive(Debug, Default)]
@@ -21,9 +26,57 @@ pub(crate) struct Sweep {
     due_us: u64,
     /// The next row of requests; that of values stands in the census.
     requests: Vec<u8>,
+    /// Shards that are summed up out of turn: where that goes on, and the sum up to there.
+    recounts: BTreeMap<ShardId, (Vec<u8>, u128)>,
+    recount_due_us: u64,
+}
+
+impl Sweep {
+    /// When the next step of summing up is due, if there is one.
+    pub(crate) fn next_recount(&self, now: Now) -> Option<u64> {
+        (!self.recounts.is_empty()).then_some(self.recount_due_us.max(now.mono_us + 1))
+    }
+
+    /// A key's row, stored under `name`, is replaced.
+    pub(crate) fn changed(&mut self, shard: ShardId, name: &[u8], (was, is): (Option<u128>, Option<u128>)) {
+        if let Some((_, sum)) = self.recounts.get_mut(&shard).filter(|(next, _)| name < next.as_slice()) {
+            *sum = sum.wrapping_sub(was.unwrap_or(0)).wrapping_add(is.unwrap_or(0));
+        }
+    }
 }
 
 impl Replica {
+    /// Sums up a shard's digest before the sweep comes by.
+    pub(crate) fn recount_soon(&mut self, shard: ShardId) {
+        self.sweep.recounts.insert(shard, (shard_prefix(&shard), 0));
+    }
+
+    /// Takes the next step of summing up.
+    pub(crate) fn recount_due(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        if self.sweep.recount_due_us > now.mono_us {
+            return Ok(());
+        }
+        let Some((shard, (next, sum))) = self.sweep.recounts.pop_first() else { return Ok(()) };
+        self.sweep.recount_due_us = now.mono_us + SETTLE_STEP_US;
+        let prefix = shard_prefix(&shard);
+        let end = after_prefix(&prefix);
+        let (rows, next) = store.page(Space::Values, &next, RECOUNT_ROWS)?;
+        let prints = self.shards.fingerprints();
+        let sum = rows.iter().filter(|(name, _)| name[..] < end[..]).fold(sum, |sum, (name, bytes)| {
+            let key = std::str::from_utf8(&name[prefix.len()..]);
+            let row = ValueRow::decode(bytes);
+            let print = key.ok().zip(row.ok()).map_or(0, |(key, row)| prints.of(key, &row));
+            sum.wrapping_add(print)
+        });
+        match next.filter(|next| *next < end) {
+            Some(next) => {
+                self.sweep.recounts.insert(shard, (next, sum));
+                Ok(())
+            }
+            None => self.recounted_digest(store, (shard, sum)),
+        }
+    }
+
     /// Takes the next step when it is due.
     pub(crate) fn sweep(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
         if self.sweep.due_us > now.mono_us {
@@ -136,30 +189,45 @@ impl Replica {
         Ok(())
     }
 
-    /// Takes out of the log what every peer holds and watchers had time for.
+    /// Takes out of the log what every peer holds and watchers had time for, and what it is too long or too large for.
     fn trim_log(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
         let held = self.links.values().map(|link| link.row().cursor).min().unwrap_or(store.head().commit);
-        let (keep_ms, keep_bytes) = (self.identity.log_keep_ms, self.identity.log_keep_bytes);
-        let goes = |store: &Store, row: &CommitRow| {
-            now.wall_ms >= row.wall_ms.saturating_add(keep_ms) || store.tally().log_bytes > keep_bytes
+        let Identity { log_keep_ms, log_keep_bytes, log_cap_ms, log_cap_bytes, .. } = self.identity;
+        let goes = |store: &Store, commit: u64, row: &CommitRow| {
+            let (ms, bytes) = match commit <= held {
+                true => (log_keep_ms.min(log_cap_ms), log_keep_bytes.min(log_cap_bytes)),
+                false => (log_cap_ms, log_cap_bytes),
+            };
+            now.wall_ms >= row.wall_ms.saturating_add(ms) || store.tally().log_bytes > bytes
         };
         let mut trimmed = 0;
         let rows: Vec<_> = store
-            .commit_rows(self.log_floor, held.saturating_add(1).min(store.open_commit()))
+            .commit_rows(self.log_floor, store.open_commit())
             .take_while(|row| {
-                let Ok((_, row)) = row else { return true };
-                let go = trimmed < TRIM_CHANGES && goes(store, row);
+                let Ok((commit, row)) = row else { return true };
+                let go = trimmed < TRIM_CHANGES && goes(store, *commit, row);
                 trimmed += row.changes.len();
                 go
             })
             .collect::<Result<_, StoreError>>()?;
         for (commit, row) in rows {
-            if !goes(store, &row) {
+            if !goes(store, commit, &row) {
                 break; // those before it made room
             }
             store.unlog(commit, &row.changes)?;
             self.log_floor = commit + 1;
             self.event(Event::Trimmed { changes: row.changes.len() });
+        }
+        let (log_floor, head) = (self.log_floor, store.head().commit);
+        if trimmed > 0 {
+            store.put_row(Space::Node, NodeKey::LogFloor.encode(), &LogFloorRow { commit: log_floor });
+        }
+        let links = self.links.iter_mut();
+        let behind: Vec<NodeId> = links
+            .filter_map(|(peer, link)| link.fall_behind(now, log_floor, head).then_some(*peer))
+            .collect();
+        for peer in behind {
+            self.event(Event::Owes(peer));
         }
         Ok(())
     }

@@ -320,6 +320,7 @@ impl Replica {
         if let Some(outcome) = self.replayed(store, id, &write, needed)? {
             return Ok(outcome.map(Some));
         }
+        self.settle(store, id, &write.key)?;
         let row = match store.value(id, &write.key) {
             Err(error @ StoreError::Damaged { .. }) => {
                 return Ok(Err(WriteError::Damaged(error.to_string())));

@@ -232,6 +232,10 @@ fn boot(now: Now, node: usize, mut store: Store) -> Node {
         cache_bytes: 1 << 20,
         log_keep_ms: 600_000,
         digest_key: tropism_replica::DigestKey::default(),
+        part_bytes: tropism_replica::limits::FRAME_BYTES,
+        settle_keys: tropism_replica::limits::SETTLE_KEYS,
+        log_cap_ms: u64::MAX,
+        log_cap_bytes: u64::MAX,
         log_keep_bytes: KEEP_BYTES,
     };
     let replica = Replica::boot(now, &mut store, identity).unwrap();
@@ -687,6 +691,10 @@ fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() 
         cache_bytes: 0,
         log_keep_ms: 0,
         digest_key: tropism_replica::DigestKey::default(),
+        part_bytes: tropism_replica::limits::FRAME_BYTES,
+        settle_keys: tropism_replica::limits::SETTLE_KEYS,
+        log_cap_ms: u64::MAX,
+        log_cap_bytes: u64::MAX,
         log_keep_bytes: KEEP_BYTES,
     };
     let mut other = identity.clone();

@@ -21,6 +21,11 @@ pub(crate) struct Config {
     pub(crate) hops: u64,
     pub(crate) cache_bytes: usize,
     pub(crate) log_keep_ms: u64,
+    /// How long it is kept for peers that lack it.
+    pub(crate) log_cap_ms: u64,
+    /// Bytes of a part of a shard, and keys that are merged at once.
+    pub(crate) part_bytes: usize,
+    pub(crate) settle_keys: usize,
     /// How long a sync takes, us.
     pub(crate) sync_us: (u64, u64),
     /// What may break: each world leaves some of it out, so that what hides behind it is seen.
@@ -47,14 +52,13 @@ impl Config {
             .map(|(name, kind)| (ScopeName::new(name).unwrap_or_else(|e| panic!("{e}")), kind))
             .collect();
         let log_keep_ms = *rng.pick(&[500, 5_000, LONG_MS, LONG_MS]);
-        // A store that was lost is filled from the others' logs: there is no other way yet.
-        let whole_logs = log_keep_ms == LONG_MS;
+        let log_cap_ms = *rng.pick(&[1_000, 10_000, LONG_MS]);
         let hostile = rng.chance(25);
         let mut menu: Vec<FaultKind> = Vec::new();
         while menu.len() < 4 {
             menu = FaultKind::ALL
                 .into_iter()
-                .filter(|kind| rng.chance(75) && (whole_logs || !kind.loses_a_store()))
+                .filter(|_| rng.chance(75))
                 .filter(|kind| hostile || *kind != FaultKind::Hostile)
                 .collect();
         }
@@ -67,7 +71,10 @@ impl Config {
             hops: *rng.pick(&[5, 30, 80]),
             // Now and then so small that documents are read back all the time.
             cache_bytes: *rng.pick(&[0, 60_000, 100_000_000]),
-            log_keep_ms,
+            log_keep_ms: log_keep_ms.min(log_cap_ms),
+            log_cap_ms,
+            part_bytes: *rng.pick(&[150, 2_000, 200_000]),
+            settle_keys: *rng.pick(&[1, 3, 64]),
             sync_us: (50, *rng.pick(&[300, 3_000, 40_000])),
             menu,
         }

@@ -22,12 +22,14 @@ pub enum Space {
     Node = 4,
     /// Per shard the request ids of the last day and what became of them.
     Requests = 5,
+    /// Per shard that comes from a peer as a whole: the states of its keys, until they are merged into their rows.
+    Staged = 6,
 }
 
 impl Space {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 6] =
-        [Self::Values, Self::Edits, Self::Log, Self::Shards, Self::Node, Self::Requests];
+    pub const ALL: [Self; 7] =
+        [Self::Values, Self::Edits, Self::Log, Self::Shards, Self::Node, Self::Requests, Self::Staged];
 
     /// The name on disk.
     pub const fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Space {
             Self::Shards => "shards",
             Self::Node => "node",
             Self::Requests => "requests",
+            Self::Staged => "staged",
         }
     }
 }

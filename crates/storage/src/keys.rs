@@ -132,6 +132,48 @@ impl RequestKey {
     }
 }
 
+/// Space `staged`: a piece of a key's state as a peer sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagedKey<'a> {
+    /// The shard.
+    pub shard: ShardId,
+    /// The key.
+    pub key: &'a str,
+    /// Which piece, from 0.
+    pub piece: u32,
+}
+
+impl<'a> StagedKey<'a> {
+    /// Slot, shard, key, a zero byte (which no key contains), piece.
+    pub fn encode(&self) -> StoreKey {
+        let mut out = Self::prefix(&self.shard, self.key);
+        out.extend_from_slice(&self.piece.to_be_bytes());
+        StoreKey::new(out)
+    }
+
+    /// With what every piece of the key begins.
+    pub fn prefix(shard: &ShardId, key: &str) -> Vec<u8> {
+        let mut out = shard_prefix(shard);
+        out.extend_from_slice(key.as_bytes());
+        out.push(0);
+        out
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        r.take(2, "slot")?;
+        let shard = ShardId(r.array("shard")?);
+        let (key, piece) = r
+            .rest()
+            .split_last_chunk::<4>()
+            .and_then(|(key, piece)| Some((key.strip_suffix(&[0])?, u32::from_be_bytes(*piece))))
+            .ok_or_else(|| r.invalid("staged key"))?;
+        let key = std::str::from_utf8(key).map_err(|_| r.invalid("staged key"))?;
+        Ok(Self { shard, key, piece })
+    }
+}
+
 /// Space `shards`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShardKey {
@@ -139,6 +181,8 @@ pub enum ShardKey {
     Description(ShardId),
     /// Its vector here.
     Vector(ShardId),
+    /// How far its state has come from a peer.
+    Transfer(ShardId),
 }
 
 impl ShardKey {
@@ -147,6 +191,7 @@ impl ShardKey {
         let (shard, tag) = match self {
             Self::Description(shard) => (shard, 0),
             Self::Vector(shard) => (shard, 1),
+            Self::Transfer(shard) => (shard, 2),
         };
         let mut out = shard_prefix(shard);
         out.push(tag);
@@ -161,6 +206,7 @@ impl ShardKey {
         let key = match r.u8("shard row")? {
             0 => Self::Description(shard),
             1 => Self::Vector(shard),
+            2 => Self::Transfer(shard),
             _ => return Err(r.invalid("shard row")),
         };
         r.finish()?;
@@ -185,6 +231,8 @@ pub enum NodeKey<'a> {
     Peer(NodeId),
     /// A scope by name and incarnation.
     Scope(&'a str, u64),
+    /// Where the log begins.
+    LogFloor,
 }
 
 impl NodeKey<'_> {
@@ -210,6 +258,7 @@ impl NodeKey<'_> {
                 out.push(0);
                 out.extend_from_slice(&incarnation.to_be_bytes());
             }
+            Self::LogFloor => out.push(7),
         }
         StoreKey::new(out)
     }
@@ -232,6 +281,9 @@ mod tests {
         assert_eq!(LogKey::decode(bytes.as_bytes()), Ok(at(3)));
         assert_eq!(NodeKey::Commit(1).encode().as_bytes()[..], *b"\x04\0\0\0\0\0\0\0\x01");
         assert_eq!(NodeKey::Scope("a", 1).encode().as_bytes()[..], *b"\x06a\0\0\0\0\0\0\0\0\x01");
+        let staged = StagedKey { shard, key: "k", piece: 7 };
+        assert_eq!(staged.encode().as_bytes()[18..], *b"k\0\0\0\0\x07");
+        assert_eq!(StagedKey::decode(staged.encode().as_bytes()), Ok(staged));
         let long = "k".repeat(512);
         assert_eq!(ValueKey { shard, key: &long }.encode().as_bytes().len(), 530);
     }

@@ -16,11 +16,11 @@ pub mod rows;
 pub mod store;
 
 pub use engine::{Batch, Engine, EngineError, Footprint, Space, StoreKey, Syncer, View};
-pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, ValueKey};
+pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, StagedKey, ValueKey};
 pub use latest::KeptValues;
 pub use memory::MemoryEngine;
 pub use rows::{
-    ClockRow, CommitRow, Digest, Head, HeadRow, Header, KeyTally, PeerRow, RequestRow, ShardRow, Standing,
-    Tally, ValueRow, VectorRow,
+    ClockRow, CommitRow, Digest, Head, HeadRow, Header, KeyTally, LogFloorRow, PeerRow, RequestRow, ShardRow,
+    Standing, Tally, TransferRow, ValueRow, VectorRow,
 };
 pub use store::{Reads, Store, StoreError};

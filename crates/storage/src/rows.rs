@@ -10,7 +10,7 @@ use tropism_placement::{Kind, ScopeId, ScopeName, ShardId};
 use crate::keys::LogKey;
 
 /// Version of every format in a store: a store that says a higher number, or one below [`OLDEST_FORMAT`], is not opened.
-/// 2 since the head row counts, 3 since vectors have a digest beside them.
+/// 2 since the head row counts, 3 since vectors have a digest beside them and shards come as a whole.
 pub const STORE_FORMAT: u64 = 3;
 /// The oldest format that is read: what it lacks is computed again.
 pub const OLDEST_FORMAT: u64 = 2;
@@ -184,6 +184,38 @@ impl Row for VectorRow {
             Some(Digest { key_id, sum: u128::from_be_bytes(r.array("digest")?) })
         };
         Ok(Self { vector, digest })
+    }
+}
+
+/// Space `shards`: the state of a shard on its way from a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TransferRow {
+    /// The vector under which the states were read: once all are staged, everything it counts is here.
+    pub vector: Vector,
+    /// Whether all are staged and the shard's vector was raised: then what is staged is merged key by key.
+    pub whole: bool,
+    /// The last key of which everything is staged; empty: none.
+    pub last: String,
+    /// Keys staged so far.
+    pub keys: u64,
+}
+
+impl Row for TransferRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        self.vector.encode(out);
+        out.push(u8::from(self.whole));
+        put_bytes(out, self.last.as_bytes());
+        put_varint(out, self.keys);
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        let vector = Vector::decode(r)?;
+        let whole = match r.u8("whole")? {
+            0 => false,
+            1 => true,
+            _ => return Err(r.invalid("whole")),
+        };
+        Ok(Self { vector, whole, last: r.str("last key")?.to_owned(), keys: r.varint("staged keys")? })
     }
 }
 
@@ -374,6 +406,23 @@ impl Row for CommitRow {
             });
         }
         Ok(Self { wall_ms, changes })
+    }
+}
+
+/// Where the log begins: what was logged in earlier commits was taken out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogFloorRow {
+    /// The first commit that is whole in the log.
+    pub commit: u64,
+}
+
+impl Row for LogFloorRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.commit);
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self { commit: r.varint("log floor")? })
     }
 }
 

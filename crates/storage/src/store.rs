@@ -11,9 +11,12 @@ use tropism_crdt::{Origin, Vector};
 use tropism_placement::ShardId;
 
 use crate::engine::{Batch, Engine, EngineError, Footprint, Rows, Space, StoreKey, Syncer, View};
-use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, ValueKey, after_prefix, shard_prefix};
+use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, StagedKey, ValueKey, after_prefix, shard_prefix};
 use crate::latest::{KeptValues, Latest};
-use crate::rows::{CommitRow, Head, HeadRow, KeyTally, Row, ShardRow, Standing, Tally, ValueRow, VectorRow};
+use crate::rows::{
+    CommitRow, Head, HeadRow, KeyTally, LogFloorRow, Row, ShardRow, Standing, Tally, TransferRow, ValueRow,
+    VectorRow,
+};
 
 /// Why a read or a commit did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -56,6 +59,32 @@ pub trait Reads: View {
         Ok(self.row(Space::Shards, &ShardKey::Vector(shard).encode())?.unwrap_or_default())
     }
 
+    /// The pieces of the history of one life of a key with their part, in order, of what is committed.
+    fn committed_edits(&self, shard: ShardId, key: &str, life: u64) -> Result<Vec<(u64, Bytes)>, StoreError> {
+        let prefix = EditKey { shard, key, life, part: 0 }.prefix();
+        let mut edits = Vec::new();
+        for row in self.scan(Space::Edits, &prefix, &after_prefix(&prefix)) {
+            let (name, piece) = row?;
+            let (of, part) = edit_of(&name, prefix.len())?;
+            if of == life {
+                edits.push((part, checked_piece(&piece)?));
+            }
+        }
+        Ok(edits)
+    }
+
+    /// Shards on their way from a peer, or not yet merged with what came.
+    fn transfers(&self) -> Result<Vec<(ShardId, TransferRow)>, StoreError> {
+        let mut transfers = Vec::new();
+        for row in self.scan(Space::Shards, &[0], &[0xff; 3]) {
+            let (key, value) = row?;
+            if let Ok(ShardKey::Transfer(shard)) = ShardKey::decode(&key) {
+                transfers.push((shard, decode(Space::Shards, &value)?));
+            }
+        }
+        Ok(transfers)
+    }
+
     /// What a shard is, if it is known here.
     fn shard(&self, shard: ShardId) -> Result<Option<ShardRow>, StoreError> {
         self.row(Space::Shards, &ShardKey::Description(shard).encode())
@@ -64,6 +93,15 @@ pub trait Reads: View {
     /// The bytes of a logged change.
     fn change(&self, key: &LogKey) -> Result<Option<Bytes>, StoreError> {
         Ok(self.get(Space::Log, key.encode().as_bytes())?)
+    }
+
+    /// The first commit that is whole in the log.
+    fn log_floor(&self) -> Result<u64, StoreError> {
+        if let Some(row) = self.row::<LogFloorRow>(Space::Node, &NodeKey::LogFloor.encode())? {
+            return Ok(row.commit);
+        }
+        // Nothing was taken out, or by a program that did not say so.
+        Ok(self.commit_rows(0, u64::MAX).next().transpose()?.map_or(1, |(commit, _)| commit))
     }
 
     /// Index rows of the commits `from..to`, in order; of the open batch nothing.
@@ -103,6 +141,19 @@ pub trait Reads: View {
 }
 
 impl<V: View + ?Sized> Reads for V {}
+
+/// Life and part of a stored edit, behind the prefix of its key.
+fn edit_of(name: &[u8], prefix: usize) -> Result<(u64, u64), StoreError> {
+    let damaged = |problem| StoreError::Damaged { space: Space::Edits.name(), problem };
+    let mut r = Reader::new(name.get(prefix..).unwrap_or_default());
+    Ok((r.u64("life").map_err(damaged)?, r.u64("part").map_err(damaged)?))
+}
+
+/// A stored piece without its checksum, if that fits.
+fn checked_piece(piece: &Bytes) -> Result<Bytes, StoreError> {
+    let damaged = |problem| StoreError::Damaged { space: Space::Edits.name(), problem };
+    Ok(piece.slice_ref(checked(piece).map_err(damaged)?))
+}
 
 fn decode<R: Row>(space: Space, bytes: &Bytes) -> Result<R, StoreError> {
     R::decode(bytes).map_err(|problem| StoreError::Damaged { space: space.name(), problem })
@@ -325,6 +376,7 @@ impl Store {
                         last.1 = decode(Space::Shards, &value)?;
                     }
                 }
+                ShardKey::Transfer(_) => {}
             }
         }
         Ok(shards)
@@ -332,11 +384,10 @@ impl Store {
 
     /// The pieces of the history of one life of a key with their part, in order; the open batch's too.
     pub fn edits(&self, shard: ShardId, key: &str, life: u64) -> Result<Vec<(u64, Bytes)>, StoreError> {
-        let damaged = |problem| StoreError::Damaged { space: Space::Edits.name(), problem };
         let mut edits = Vec::new();
         for (of, part, piece) in self.stored_edits(shard, key)? {
             if of == life {
-                edits.push((part, piece.slice_ref(checked(&piece).map_err(damaged)?)));
+                edits.push((part, checked_piece(&piece)?));
             }
         }
         Ok(edits)
@@ -347,30 +398,55 @@ impl Store {
         Ok(self.stored_edits(shard, key)?.into_iter().map(|(life, part, _)| (life, part)).collect())
     }
 
+    /// Rows with `from <= key < to`, the open batch's included.
+    fn rows(&self, space: Space, from: &[u8], to: &[u8]) -> Result<BTreeMap<Bytes, Bytes>, StoreError> {
+        let mut rows: BTreeMap<Bytes, Bytes> = self.engine.scan(space, from, to).collect::<Result<_, _>>()?;
+        for (name, row) in self.open[space as usize].range::<[u8], _>((Included(from), Excluded(to))) {
+            let name = name.as_bytes();
+            match row {
+                Some(row) => rows.insert(name.clone(), row.clone()),
+                None => rows.remove(name),
+            };
+        }
+        Ok(rows)
+    }
+
     /// The pieces as they are stored.
     fn stored_edits(&self, shard: ShardId, key: &str) -> Result<Vec<(u64, u64, Bytes)>, StoreError> {
         let prefix = EditKey { shard, key, life: 0, part: 0 }.prefix();
         let end = after_prefix(&prefix);
-        let committed = self.engine.scan(Space::Edits, &prefix, &end);
-        let mut pieces: BTreeMap<Bytes, Bytes> = committed.collect::<Result<_, _>>()?;
-        let open =
-            self.open[Space::Edits as usize].range::<[u8], _>((Included(&prefix[..]), Excluded(&end[..])));
-        for (name, piece) in open {
-            let name = name.as_bytes();
-            match piece {
-                Some(piece) => pieces.insert(name.clone(), piece.clone()),
-                None => pieces.remove(name),
-            };
-        }
-        let damaged = |problem| StoreError::Damaged { space: Space::Edits.name(), problem };
+        let pieces = self.rows(Space::Edits, &prefix, &end)?;
         let mut edits = Vec::with_capacity(pieces.len());
         for (name, piece) in pieces {
-            let mut r = Reader::new(&name[prefix.len()..]);
-            let life = r.u64("life").map_err(damaged)?;
-            let part = r.u64("part").map_err(damaged)?;
+            let (life, part) = edit_of(&name, prefix.len())?;
             edits.push((life, part, piece));
         }
         Ok(edits)
+    }
+
+    /// The pieces of a key's state as a peer sent it, in order; the open batch's too.
+    pub fn staged(&self, shard: ShardId, key: &str) -> Result<Vec<(u32, Bytes)>, StoreError> {
+        let prefix = StagedKey::prefix(&shard, key);
+        let mut pieces = Vec::new();
+        for (name, piece) in self.rows(Space::Staged, &prefix, &after_prefix(&prefix))? {
+            let damaged = |problem| StoreError::Damaged { space: Space::Staged.name(), problem };
+            let number = StagedKey::decode(&name).map_err(damaged)?.piece;
+            pieces.push((number, piece.slice_ref(checked(&piece).map_err(damaged)?)));
+        }
+        Ok(pieces)
+    }
+
+    /// Writes a piece of a key's state as a peer sent it.
+    pub fn stage(&mut self, key: &StagedKey<'_>, piece: &[u8]) {
+        let mut row = Vec::with_capacity(piece.len() + 8);
+        row.extend_from_slice(piece);
+        put_checksum(&mut row, 0);
+        self.put(Space::Staged, key.encode(), row.into());
+    }
+
+    /// Says in the commit index that changes of `origin` up to `seq` came with the open batch, though not one by one.
+    pub fn mark(&mut self, key: LogKey) {
+        self.logged.push(key);
     }
 
     /// Writes a piece of a key's history.

@@ -8,7 +8,10 @@ use thiserror::Error;
 use tropism_crdt::codec::{Reader, put_varint};
 use tropism_crdt::{NodeId, Origin, Stamp, Vector};
 use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
-use tropism_replica::{Compare, Frame, FrameBody, Heartbeat, Hello, ShardState, Told, Want};
+use tropism_replica::{
+    Compare, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, ShardState, StatePart, StatePiece, Told,
+    Want,
+};
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
 
@@ -67,19 +70,53 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
                 })
                 .collect(),
         }),
-        FrameBody::Vectors { shards, answer } => Message::Vectors(v1::Vectors {
+        FrameBody::Vectors { shards, answer, owed } => Message::Vectors(v1::Vectors {
             shards: shards
                 .iter()
-                .map(|ShardState { row, vector, digest }| v1::ShardVector {
-                    scope: row.scope.name.as_str().to_owned(),
-                    scope_incarnation: row.scope.incarnation,
-                    shard_index: row.index.into(),
-                    kind: to_proto::kind(row.kind).into(),
-                    vector: vector.to_bytes().into(),
-                    digest: digest.map(|sum| Bytes::copy_from_slice(&sum.to_be_bytes())).unwrap_or_default(),
-                })
+                .map(|ShardState { row, vector, digest }| shard_vector(row, vector, *digest))
                 .collect(),
             answer: *answer,
+            owed: *owed,
+        }),
+        FrameBody::BelowFloor(row) => {
+            Message::BelowFloor(v1::BelowFloor { shard: Some(shard_vector(row, &Vector::EMPTY, None)) })
+        }
+        FrameBody::Fetch(Fetch { row, id, resume }) => {
+            let (vector, last_key) = resume.clone().unwrap_or_default();
+            Message::Fetch(v1::Fetch { shard: Some(shard_vector(row, &vector, None)), id: *id, last_key })
+        }
+        FrameBody::State(part) => {
+            let states: Vec<Bytes> = part.pieces.iter().map(|piece| piece.bytes.clone()).collect();
+            Message::State(v1::StatePart {
+                shard: Bytes::copy_from_slice(&part.shard.0),
+                id: part.id,
+                number: part.number,
+                begins_anew: part.begins_anew,
+                vector: part.vector.to_bytes().into(),
+                names: part
+                    .pieces
+                    .iter()
+                    .map(|piece| v1::StateName {
+                        key: piece.key.clone(),
+                        piece: piece.number,
+                        last: piece.last,
+                    })
+                    .collect(),
+                states: Some(pack(&states)),
+                last: part.last,
+                requests: Some(pack(
+                    &part
+                        .requests
+                        .iter()
+                        .map(|(id, row)| Bytes::from([&id[..], row].concat()))
+                        .collect::<Vec<_>>(),
+                )),
+            })
+        }
+        FrameBody::Fetched(Fetched { shard, id, number }) => Message::Fetched(v1::Fetched {
+            shard: Bytes::copy_from_slice(&shard.0),
+            id: *id,
+            number: *number,
         }),
         FrameBody::Heartbeat(beat) => Message::Heartbeat(v1::Heartbeat {
             sent_us: beat.sent_us,
@@ -135,7 +172,49 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
         Message::Vectors(vectors) => FrameBody::Vectors {
             shards: vectors.shards.iter().map(shard_state).collect::<Result<_, _>>()?,
             answer: vectors.answer,
+            owed: vectors.owed,
         },
+        Message::BelowFloor(below) => {
+            FrameBody::BelowFloor(shard_state(&below.shard.unwrap_or_default())?.row)
+        }
+        Message::Fetch(fetch) => {
+            let ShardState { row, vector, .. } = shard_state(&fetch.shard.unwrap_or_default())?;
+            let resume = (!fetch.last_key.is_empty()).then_some((vector, fetch.last_key));
+            FrameBody::Fetch(Fetch { row, id: fetch.id, resume })
+        }
+        Message::State(part) => {
+            let states = unpack(part.states.unwrap_or_default())?;
+            if states.len() != part.names.len() {
+                return Err(malformed("as many names as states"));
+            }
+            let pieces = part.names.into_iter().zip(states).map(|(name, bytes)| StatePiece {
+                key: name.key,
+                number: name.piece,
+                last: name.last,
+                bytes,
+            });
+            FrameBody::State(StatePart {
+                shard: shard(&part.shard)?,
+                id: part.id,
+                number: part.number,
+                begins_anew: part.begins_anew,
+                vector: vector(&part.vector)?,
+                pieces: pieces.collect(),
+                requests: unpack(part.requests.unwrap_or_default())?
+                    .into_iter()
+                    .map(|request| match request.split_first_chunk() {
+                        Some((id, row)) => Ok((*id, request.slice_ref(row))),
+                        None => Err(malformed("a request id has 16 bytes")),
+                    })
+                    .collect::<Result<_, _>>()?,
+                last: part.last,
+            })
+        }
+        Message::Fetched(fetched) => FrameBody::Fetched(Fetched {
+            shard: shard(&fetched.shard)?,
+            id: fetched.id,
+            number: fetched.number,
+        }),
         Message::Heartbeat(beat) => {
             let position = beat.position.unwrap_or_default();
             FrameBody::Heartbeat(Heartbeat {
@@ -217,6 +296,17 @@ pub fn hello_from_message(message: &v1::Hello) -> Result<(Hello, [u8; 32]), Fram
     Ok((hello, nonce))
 }
 
+fn shard_vector(row: &ShardRow, vector: &Vector, digest: Option<u128>) -> v1::ShardVector {
+    v1::ShardVector {
+        scope: row.scope.name.as_str().to_owned(),
+        scope_incarnation: row.scope.incarnation,
+        shard_index: row.index.into(),
+        kind: to_proto::kind(row.kind).into(),
+        vector: vector.to_bytes().into(),
+        digest: digest.map(|sum| Bytes::copy_from_slice(&sum.to_be_bytes())).unwrap_or_default(),
+    }
+}
+
 fn entry(origin: &Origin, seq: u64) -> v1::VectorEntry {
     v1::VectorEntry { origin: origin.to_bytes().into(), seq }
 }
@@ -268,15 +358,19 @@ fn shard_state(message: &v1::ShardVector) -> Result<ShardState, FrameError> {
     let name = ScopeName::new(&message.scope).map_err(|error| malformed(error.to_string()))?;
     let index = u16::try_from(message.shard_index).map_err(|_| malformed("a shard index above 65535"))?;
     let kind = kind("kind", message.kind).map_err(|problem| malformed(problem.message()))?;
-    let mut reader = Reader::new(&message.vector);
-    let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
-    let vector = vector.map_err(|error| malformed(error.to_string()))?;
+    let vector = vector(&message.vector)?;
     let digest = match message.digest.as_ref() {
         [] => None,
         sum => Some(u128::from_be_bytes(sum.try_into().map_err(|_| malformed("a digest has 16 bytes"))?)),
     };
     let row = ShardRow { scope: ScopeId { name, incarnation: message.scope_incarnation }, index, kind };
     Ok(ShardState { row, vector, digest })
+}
+
+fn vector(bytes: &[u8]) -> Result<Vector, FrameError> {
+    let mut reader = Reader::new(bytes);
+    let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
+    vector.map_err(|error| malformed(error.to_string()))
 }
 
 fn range_sum(message: &v1::RangeSum) -> Result<(u16, u128), FrameError> {
@@ -322,6 +416,7 @@ mod tests {
         let id = ShardId([3; 16]);
         let scope = ScopeId { name: ScopeName::new("shop/carts").unwrap(), incarnation: 0 };
         let vector: Vector = [(some_origin(), 4)].into_iter().collect();
+        let row = ShardRow { scope: scope.clone(), index: 2, kind: Kind::Counter };
         vec![
             FrameBody::Changes(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]),
             FrameBody::Changes(vec![Bytes::from(vec![7; 5_000]), Bytes::from_static(b"x"), Bytes::new()]),
@@ -334,14 +429,38 @@ mod tests {
             FrameBody::Compare(Compare { group: 1, level: 2, sums: vec![(4095, u128::MAX)] }),
             FrameBody::Vectors {
                 shards: [None, Some(7)]
-                    .map(|digest| ShardState {
-                        row: ShardRow { scope: scope.clone(), index: 2, kind: Kind::Counter },
-                        vector: vector.clone(),
-                        digest,
-                    })
+                    .map(|digest| ShardState { row: row.clone(), vector: vector.clone(), digest })
                     .to_vec(),
                 answer: true,
+                owed: true,
             },
+            FrameBody::BelowFloor(row.clone()),
+            FrameBody::Fetch(Fetch { row: row.clone(), id: 6, resume: None }),
+            FrameBody::Fetch(Fetch { row, id: 6, resume: Some((vector.clone(), "k".into())) }),
+            FrameBody::State(StatePart {
+                shard: id,
+                id: 6,
+                number: 1,
+                begins_anew: true,
+                vector,
+                pieces: vec![
+                    StatePiece {
+                        key: "k".into(),
+                        number: 3,
+                        last: true,
+                        bytes: Bytes::from_static(b"state"),
+                    },
+                    StatePiece {
+                        key: "l".into(),
+                        number: 0,
+                        last: false,
+                        bytes: Bytes::from(vec![7; 9_000]),
+                    },
+                ],
+                requests: vec![([9; 16], Bytes::from_static(b"row"))],
+                last: true,
+            }),
+            FrameBody::Fetched(Fetched { shard: id, id: 6, number: 8 }),
             FrameBody::Heartbeat(Heartbeat {
                 sent_us: 1,
                 wall_ms: 2,
@@ -385,7 +504,10 @@ mod tests {
             (Message::Heartbeat(v1::Heartbeat { linked: vec!["Ä".into()], ..Default::default() }), "node id"),
             (Message::Hello(v1::Hello::default()), "handshake"),
             (
-                Message::Vectors(v1::Vectors { shards: vec![v1::ShardVector::default()], answer: false }),
+                Message::Vectors(v1::Vectors {
+                    shards: vec![v1::ShardVector::default()],
+                    ..Default::default()
+                }),
                 "scope",
             ),
         ];

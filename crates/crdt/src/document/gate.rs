@@ -18,6 +18,7 @@ use super::show::{Shape, View};
 use super::{
     Document, DocumentError, MAX_BRANCHES, MAX_CHANGE_BYTES, MAX_CHANGE_OPS, MAX_COUNTER, MAX_HEADS,
 };
+use crate::Origin;
 use crate::codec::{DecodeError, Reader};
 use crate::json::MAX_DEPTH;
 
@@ -125,6 +126,19 @@ pub(super) fn branch_of(actor: &[u8], origin: &[u8]) -> Option<u64> {
     }
     let (branch, of) = actor.strip_prefix(&BRANCH_MARK)?.split_first()?; // the number is a varint, one byte below 128
     (of == origin && (1..=MAX_BRANCHES).contains(&u64::from(*branch))).then_some(u64::from(*branch))
+}
+
+/// The origin of which an actor is, as a branch or itself.
+pub(super) fn origin_of(actor: &[u8]) -> Option<&[u8]> {
+    let whole = |bytes: &[u8]| {
+        let mut reader = Reader::new(bytes);
+        Origin::decode(&mut reader).is_ok() && reader.finish().is_ok()
+    };
+    if whole(actor) {
+        return Some(actor);
+    }
+    let (_, origin) = actor.strip_prefix(&BRANCH_MARK)?.split_first()?;
+    whole(origin).then_some(origin)
 }
 
 /// The origin's side of the gate: whether a change that was just made is one that peers let through, as far as its bytes

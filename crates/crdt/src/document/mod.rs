@@ -35,6 +35,7 @@ use crate::json::{Json, JsonLimits, MAX_ITEMS, MAX_JSON_BYTES, PathPattern, pars
 
 pub use gate::{Applied, GateError, GateErrorKind, PeerChange};
 pub use patch::{MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, from_json_patch, from_merge_patch};
+pub use restore::MadeChange;
 
 use ahead::{Ahead, Tried};
 use diff::Writer;

@@ -4,7 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::Change;
 
-use super::{Document, DocumentError};
+use super::gate::origin_of;
+use super::{Document, DocumentError, Heads};
 use crate::codec::{DecodeError, Reader};
 
 impl Document {
@@ -38,6 +39,35 @@ impl Document {
         (self.shown, self.bound) = (None, None);
         self.ahead.forget();
         Ok(())
+    }
+}
+
+/// A raw change and the origin that made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MadeChange {
+    /// The origin's bytes.
+    pub origin: Vec<u8>,
+    /// The change.
+    pub bytes: Vec<u8>,
+}
+
+impl Document {
+    /// The raw changes of `self` that `other` has not seen, in causal order.
+    ///
+    /// # Errors
+    /// [`DocumentError::Damaged`] where an author is no origin.
+    pub fn changes_beyond(&self, other: &Self) -> Result<Vec<MadeChange>, DocumentError> {
+        let damaged = |problem: &str| DocumentError::Damaged { problem: problem.to_owned() };
+        let ours = self.settled().ok_or_else(|| damaged("it does not settle"))?;
+        let mut missing = Vec::new();
+        for change in ours.get_changes(&[]) {
+            if !other.has_seen(&Heads(vec![change.hash().0])) {
+                let origin = origin_of(change.actor_id().to_bytes());
+                let origin = origin.ok_or_else(|| damaged("a change of an actor that is no origin"))?;
+                missing.push(MadeChange { origin: origin.to_vec(), bytes: change.raw_bytes().to_vec() });
+            }
+        }
+        Ok(missing)
     }
 }
 

@@ -19,7 +19,7 @@ use tonic::{Extensions, Request};
 use tropism_crdt::NodeId;
 use tropism_placement::{RegionName, Regions, Rule, Rules, ScopeId, ScopeName, ShardId, shard_index};
 use tropism_replica::{Now, Peer};
-use tropism_storage::StoreError;
+use tropism_storage::{Space, StagedKey, StoreError};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
 use tropism_wire::v1::scope_service_server::ScopeServiceServer;
@@ -275,6 +275,42 @@ impl Inner {
         }
     }
 
+    /// The published state, once it includes what the token says, with nothing staged of what is to be read: these keys, or
+    /// the shards as a whole.
+    async fn readable(
+        &self,
+        token: &Token,
+        shards: &[ShardId],
+        keys: Option<&[(ShardId, String)]>,
+        deadline: Deadline,
+    ) -> Result<Arc<Published>, Problem> {
+        let mut commits = self.handle.commits();
+        loop {
+            let published = self.reached(token, shards, deadline).await?;
+            if published.settling.is_empty() {
+                return Ok(published); // nearly always
+            }
+            commits.borrow_and_update(); // before looking: what comes after is not missed
+            let published = self.handle.published();
+            let staged = staged(&published, shards, keys).map_err(unreadable)?;
+            if staged.is_empty() {
+                return Ok(published);
+            }
+            for (shard, key) in staged {
+                self.handle.settle(shard, key).await;
+            }
+            match timeout_at(deadline.give_up, commits.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(stopping()),
+                Err(_) => {
+                    let message = "the scope came from another node as a whole and its keys are still being merged; try \
+                                   again, or another region";
+                    return Err(Problem::unavailable(Reason::Overloaded, Duration::from_secs(1), message));
+                }
+            }
+        }
+    }
+
     /// Names who made what is missing, and where they are.
     fn token_ahead(&self, missing: &BTreeSet<NodeId>) -> Problem {
         let names: Vec<String> = missing
@@ -325,6 +361,26 @@ impl Inner {
             Err(_) => bytes, // a node that cannot read its log has other worries, and the token is right
         }
     }
+}
+
+/// What has to be merged before these keys, or all of the shards, can be read.
+fn staged(
+    published: &Published,
+    shards: &[ShardId],
+    keys: Option<&[(ShardId, String)]>,
+) -> Result<Vec<(ShardId, Option<String>)>, StoreError> {
+    let settling = |shard: &ShardId| published.settling.contains(shard);
+    let Some(keys) = keys else {
+        return Ok(shards.iter().filter(|shard| settling(shard)).map(|shard| (*shard, None)).collect());
+    };
+    let mut staged = Vec::new();
+    for (shard, key) in keys.iter().filter(|(shard, _)| settling(shard)) {
+        let piece = StagedKey { shard: *shard, key, piece: 0 }.encode();
+        if published.snapshot.get(Space::Staged, piece.as_bytes())?.is_some() {
+            staged.push((*shard, Some(key.clone())));
+        }
+    }
+    Ok(staged)
 }
 
 /// Leaves out of a token what every member has.

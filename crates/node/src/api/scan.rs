@@ -205,7 +205,7 @@ pub(super) async fn start(
         token => position(pages, token)?.max(range.start()),
     };
     let mut token = api.token("token", &request.token, &call)?;
-    let published = api.reached(&token, &range.shards, call.deadline).await?;
+    let published = api.readable(&token, &range.shards, None, call.deadline).await?;
     for shard in &range.shards {
         token.set(*shard, published.snapshot.vector(*shard).map_err(unreadable)?);
     }

@@ -38,7 +38,9 @@ impl StateService for Api {
         from_proto::key("key", &key)?;
         let mut token = self.token("token", &token, &call)?;
         let shard = scope.shard(&key);
-        let published = self.reached(&token, &[shard], call.deadline).await?;
+        let wanted = [(shard, key)];
+        let published = self.readable(&token, &[shard], Some(&wanted), call.deadline).await?;
+        let [(_, key)] = wanted;
         let entry = read(&published, shard, &key, wall_ms(), &mut token)?
             .map(|entry| v1::Entry { key: String::new(), ..entry });
         let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
@@ -61,7 +63,7 @@ impl StateService for Api {
         let mut shards: Vec<ShardId> = keys.iter().map(|(shard, _)| *shard).collect();
         shards.sort_unstable();
         shards.dedup();
-        let published = self.reached(&token, &shards, call.deadline).await?;
+        let published = self.readable(&token, &shards, Some(&keys), call.deadline).await?;
         let (mut response, token) = if keys.len() <= READ_AT_ONCE {
             read_many(&published, keys, token)
         } else {

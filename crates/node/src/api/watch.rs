@@ -264,11 +264,11 @@ impl Watch {
 
     /// Tells the current values. What is told counts from before them: what changes meanwhile is told again.
     async fn values(&mut self) -> Result<(), End> {
-        let published = self.api.handle.published();
+        let published = self.whole().await?;
         let told = self.vectors(&published)?;
         let mut from = self.range.start();
         loop {
-            let (published, range) = (self.api.handle.published(), self.range.clone());
+            let (published, range) = (self.whole().await?, self.range.clone());
             let read = tokio::task::spawn_blocking(move || {
                 scan::read(published.snapshot.as_ref(), &range, &from, MESSAGE_ENTRIES, false)
             });
@@ -289,6 +289,26 @@ impl Watch {
         }
         self.told = told;
         Ok(())
+    }
+
+    /// The published state, once nothing of the watched shards is staged any more.
+    async fn whole(&self) -> Result<Arc<Published>, End> {
+        let mut commits = self.api.handle.commits();
+        loop {
+            commits.borrow_and_update();
+            let published = self.api.handle.published();
+            let staged = super::staged(&published, &self.range.shards, None)?;
+            if staged.is_empty() {
+                return Ok(published);
+            }
+            for (shard, key) in staged {
+                self.api.handle.settle(shard, key).await;
+            }
+            tokio::select! {
+                changed = commits.changed() => changed.map_err(|_| End::Stopping)?,
+                () = self.messages.closed() => return Err(End::Gone),
+            }
+        }
     }
 
     /// Tells what comes; returns when the log has to be asked again.

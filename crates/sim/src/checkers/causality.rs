@@ -10,7 +10,10 @@ impl Checker for Causality {
     }
 
     fn see(&mut self, truth: &Truth, fact: &Fact<'_>, found: &mut Found) {
-        let Fact::Logged { node, key, own: false } = *fact else { return };
+        let (node, key) = match *fact {
+            Fact::Logged { node, key, own: false } | Fact::Raised { node, key } => (node, key),
+            _ => return,
+        };
         if truth.forged.contains(&key) {
             return;
         }

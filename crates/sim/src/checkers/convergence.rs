@@ -1,10 +1,12 @@
 //! Members with equal vectors show equal state, and count equal digests.
 
+use std::collections::BTreeMap;
+
 use tropism_crdt::cell::Cell;
 use tropism_placement::ShardId;
 use tropism_storage::{Reads, Store, VectorRow};
 
-use super::{Checker, Fact, Found, Promise, Truth};
+use super::{Checker, Fact, Found, Promise, Truth, merged_shards};
 
 pub(super) struct Convergence;
 
@@ -15,12 +17,11 @@ impl Checker for Convergence {
 
     fn see(&mut self, truth: &Truth, fact: &Fact<'_>, found: &mut Found) {
         let Fact::Pair { a: (a, store_a), b: (b, store_b) } = *fact else { return };
-        for (row, VectorRow { vector, digest }) in store_a.shards().unwrap_or_default() {
+        let others: BTreeMap<ShardId, VectorRow> =
+            merged_shards(store_b).into_iter().map(|(row, state)| (row.id(), state)).collect();
+        for (row, VectorRow { vector, digest }) in merged_shards(store_a) {
             let shard = row.id();
-            let Ok(other) = store_b.vector_row(shard) else { continue };
-            if other.vector != vector {
-                continue;
-            }
+            let Some(other) = others.get(&shard).filter(|other| other.vector == vector) else { continue };
             let known = digest.zip(other.digest);
             if known.is_some_and(|(ours, theirs)| ours != theirs) && truth.is_shard_sound(shard) {
                 let (name_a, name_b) = (truth.name(a), truth.name(b));

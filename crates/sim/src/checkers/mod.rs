@@ -25,7 +25,7 @@ use std::fmt;
 use tropism_crdt::{NodeId, Origin, Stamp};
 use tropism_placement::ShardId;
 use tropism_replica::{WriteDone, WriteError};
-use tropism_storage::{LogKey, Reads, Store, ValueRow};
+use tropism_storage::{LogKey, Reads, ShardRow, Store, ValueRow, VectorRow};
 
 pub(crate) use self::truth::{Asked, NodeView, Truth};
 use crate::config::Config;
@@ -91,6 +91,8 @@ pub(crate) enum Fact<'a> {
     Opened { node: usize, store: &'a Store },
     /// A change entered a node's log. The node's vectors in the truth do not count it yet.
     Logged { node: usize, key: LogKey, own: bool },
+    /// A change came to a node with its shard as a whole. The node's vectors count everything that came with it.
+    Raised { node: usize, key: LogKey },
     /// A node committed a turn.
     Committed { node: usize, store: &'a Store },
     /// A node holds a change for stable.
@@ -124,6 +126,13 @@ pub(crate) enum Shown<'a> {
 
 /// What a checker found wrong: the nodes involved, and how.
 type Found = Vec<(Vec<usize>, String)>;
+
+/// The shards of a store with their vectors, but for those of which states are staged: readers see them merged.
+fn merged_shards(store: &Store) -> Vec<(ShardRow, VectorRow)> {
+    let staged = store.transfers().unwrap_or_default();
+    let is_staged = |shard| staged.iter().any(|(id, transfer)| *id == shard && transfer.whole);
+    store.shards().unwrap_or_default().into_iter().filter(|(row, _)| !is_staged(row.id())).collect()
+}
 
 /// One promise.
 trait Checker {
@@ -200,18 +209,31 @@ impl Checkers {
         let rows: Vec<_> = store.commit_rows(self.truth.nodes[node].commit + 1, head + 1).collect();
         for row in rows {
             let Ok((commit, row)) = row else { continue };
+            let mut raised = Vec::new();
             for key in row.changes {
                 let bytes = store.change(&key).ok().flatten();
+                if bytes.is_none() && Some(key.origin) != self.truth.nodes[node].origin {
+                    raised.extend(self.truth.raise(node, commit, key));
+                    continue; // together with what comes with it
+                }
+                self.see_raised(node, &mut raised);
                 let own = self.truth.learn(node, key, bytes.as_ref());
                 self.see(Fact::Logged { node, key, own });
                 self.truth.count(node, commit, key);
             }
+            self.see_raised(node, &mut raised);
         }
         self.truth.nodes[node].committed(head);
         self.see(Fact::Committed { node, store });
         while let Some(key) = self.truth.nodes[node].next_stable(stable_commit) {
             self.see(Fact::Stable { node, key });
             self.truth.hold_stable(node, key);
+        }
+    }
+
+    fn see_raised(&mut self, node: usize, raised: &mut Vec<LogKey>) {
+        for key in raised.drain(..) {
+            self.see(Fact::Raised { node, key });
         }
     }
 

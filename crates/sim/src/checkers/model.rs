@@ -5,7 +5,7 @@ use tropism_crdt::{Body, Change, ExpiryChange, Origin, Stamp};
 use tropism_placement::ShardId;
 use tropism_storage::{LogKey, Reads, Store};
 
-use super::{Found, Truth};
+use super::{Found, Truth, merged_shards};
 
 /// Calls back with every sound key of a store: its row, the changes that the store counts of it, and the model.
 pub(super) fn each(
@@ -15,7 +15,7 @@ pub(super) fn each(
     found: &mut Found,
     mut check: impl FnMut(&str, &Cell, &Model<'_>) -> Result<(), String>,
 ) {
-    for (row, _) in store.shards().unwrap_or_default() {
+    for (row, _) in merged_shards(store) {
         let shard = row.id();
         for (key, value) in store.values(shard, "", None).flatten() {
             if !truth.is_sound(shard, &key) || value.parked.is_some() {

@@ -11,7 +11,9 @@ impl Checker for Stability {
 
     fn see(&mut self, truth: &Truth, fact: &Fact<'_>, found: &mut Found) {
         match *fact {
-            Fact::Logged { node, key, own: false } if !truth.forged.contains(&key) => {
+            Fact::Logged { node, key, own: false } | Fact::Raised { node, key }
+                if !truth.forged.contains(&key) =>
+            {
                 let Some(made) = truth.made.get(&key) else { return };
                 let stable = truth.nodes[node].stable_vectors.get(&key.shard);
                 if stable.is_some_and(|stable| !made.saw.dominates(stable)) {

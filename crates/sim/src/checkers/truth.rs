@@ -64,7 +64,7 @@ pub(crate) struct Asked {
 pub(crate) struct NodeView {
     pub(crate) id: Option<NodeId>,
     /// Who it is in this life.
-    origin: Option<Origin>,
+    pub(crate) origin: Option<Origin>,
     pub(crate) commit: u64,
     pub(crate) vectors: BTreeMap<ShardId, Vector>,
     /// The same as of the last sync: what a crash leaves at least.
@@ -245,6 +245,15 @@ impl Truth {
         let view = &mut self.nodes[node];
         view.vectors.entry(key.shard).or_default().raise(key.origin, key.seq);
         view.logged.push((commit, key));
+    }
+
+    /// Counts everything of an origin up to a change in a node's vectors; says what that was.
+    pub(super) fn raise(&mut self, node: usize, commit: u64, last: LogKey) -> Vec<LogKey> {
+        let LogKey { shard, origin, seq } = last;
+        let counted = self.nodes[node].vectors.get(&shard).map_or(0, |vector| vector.get(&origin));
+        let raised: Vec<LogKey> = (counted + 1..=seq).map(|seq| LogKey { shard, origin, seq }).collect();
+        raised.iter().for_each(|key| self.count(node, commit, *key));
+        raised
     }
 
     /// A node holds the next change for stable. What a hostile peer made up nobody else has to see.

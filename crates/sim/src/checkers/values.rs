@@ -5,7 +5,7 @@ use tropism_crdt::cell::Content;
 use tropism_replica::WriteOp;
 use tropism_storage::Reads;
 
-use super::{Checker, Fact, Found, Promise, Truth, model};
+use super::{Checker, Fact, Found, Promise, Truth, merged_shards, model};
 
 pub(super) struct Values;
 
@@ -29,7 +29,7 @@ impl Checker for Values {
                 }
             }
             Fact::State { node, store } => {
-                for (row, _) in store.shards().unwrap_or_default() {
+                for (row, _) in merged_shards(store) {
                     for value in store.values(row.id(), "", None) {
                         let (name, scope) = (truth.name(node), &row.scope);
                         match value {

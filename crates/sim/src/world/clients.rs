@@ -6,7 +6,7 @@ use tropism_crdt::json::{Json, Pointer};
 use tropism_crdt::{ExpiryChange, TraceContext};
 use tropism_placement::{Durability, Kind, ScopeName, ShardId};
 use tropism_replica::{Input, Precondition, Token, Write, WriteDone, WriteError, WriteOp};
-use tropism_storage::Reads;
+use tropism_storage::{Reads, Space, StagedKey};
 
 use super::{What, World};
 use crate::checkers::{Asked, Fact, Shown};
@@ -150,6 +150,29 @@ impl World {
         }
         let shards = call.shards.clone();
         let mut token = token.clone();
+        let wanted = match &call.wish {
+            Wish::Write(_) => Vec::new(),
+            Wish::Get(_, key) => vec![(shards[0], Some(key.clone()))],
+            Wish::Scan(_) => shards.iter().map(|shard| (*shard, None)).collect(),
+        };
+        let staged: Vec<(ShardId, Option<String>)> = wanted
+            .into_iter()
+            .filter(|(shard, key)| {
+                let staged = |key: &String| {
+                    let piece = StagedKey { shard: *shard, key, piece: 0 }.encode();
+                    view.get(Space::Staged, piece.as_bytes()).is_ok_and(|piece| piece.is_some())
+                };
+                published.settling.contains(shard) && key.as_ref().is_none_or(staged)
+            })
+            .collect();
+        if !staged.is_empty() {
+            self.cover("a reader waited until a staged state was merged");
+            for (shard, key) in staged {
+                self.input(at, Input::Settle { shard, key });
+            }
+            return;
+        }
+        let Some(call) = &self.clients[client].call else { return };
         match call.wish.clone() {
             Wish::Write(mut write) => {
                 write.deadline_us = self.nodes[at].mono_base_us + give_up_us;

@@ -56,11 +56,6 @@ impl FaultKind {
         Self::OldCopy,
         Self::Hostile,
     ];
-
-    /// Whether a node ends up with an empty store.
-    pub(crate) fn loses_a_store(self) -> bool {
-        matches!(self, Self::LostStore | Self::OldCopy)
-    }
 }
 
 /// How what a fault broke is made whole.

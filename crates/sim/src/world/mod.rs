@@ -214,7 +214,8 @@ impl World {
 
     fn all_equal(&mut self) -> bool {
         for node in &self.nodes {
-            if node.syncing || node.running.is_none() || node.catching_up.is_some() {
+            let merging = node.running.as_ref().is_none_or(|(_, replica)| !replica.settling().is_empty());
+            if node.syncing || merging || node.catching_up.is_some() {
                 return false;
             }
         }

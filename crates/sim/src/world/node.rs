@@ -34,11 +34,14 @@ pub(super) struct Node {
     /// The links whose beginning its replica takes with the next turn, and those it took: frames leave on these.
     pub(super) meeting: Vec<(usize, u64)>,
     pub(super) linked: BTreeMap<usize, u64>,
+    /// Whom it met since the end of the last turn.
+    met: Vec<usize>,
     pub(super) syncing: bool,
     /// Whether the open turn holds inputs that came while the one before was being synced.
     pub(super) gathered: bool,
     /// As it was when the turn ended that is being synced: what it says may be looked at when that is durable.
     pub(super) status: Option<Status>,
+    settling: Vec<ShardId>,
     pub(super) turn_at: Option<u64>,
     pub(super) paused: bool,
     pub(super) sync_us: (u64, u64),
@@ -58,6 +61,7 @@ pub(super) struct Published {
     pub(super) snapshot: Arc<dyn View + Send + Sync>,
     pub(super) head: u64,
     pub(super) stable_commit: u64,
+    pub(super) settling: Vec<ShardId>,
 }
 
 struct Backup {
@@ -87,6 +91,8 @@ impl Node {
             up: BTreeMap::new(),
             meeting: Vec::new(),
             linked: BTreeMap::new(),
+            met: Vec::new(),
+            settling: Vec::new(),
             syncing: false,
             gathered: false,
             status: None,
@@ -138,6 +144,10 @@ impl World {
             digest_key: DigestKey(*b"of the simulator"),
             cache_bytes: self.config.cache_bytes,
             log_keep_ms: self.config.log_keep_ms,
+            part_bytes: self.config.part_bytes,
+            settle_keys: self.config.settle_keys,
+            log_cap_ms: self.config.log_cap_ms,
+            log_cap_bytes: u64::MAX,
             log_keep_bytes: tropism_replica::limits::LOG_KEEP_BYTES,
         };
         let now = self.now_of(&self.nodes[at]);
@@ -167,7 +177,8 @@ impl World {
         self.checkers.opened(at, found, &store, replica.origin());
         self.journal.note(self.now_us, at, || format!("starts as {} from commit {found}", replica.origin()));
         let (head, stable_commit) = (store.head().commit, replica.stable_commit());
-        node.published = Some(Published { snapshot: store.snapshot(), head, stable_commit });
+        let (snapshot, settling) = (store.snapshot(), replica.settling());
+        node.published = Some(Published { snapshot, head, stable_commit, settling });
         node.running = Some((store, replica));
         node.life += 1;
         node.syncing = false;
@@ -176,6 +187,7 @@ impl World {
         node.inbox.clear();
         node.up.clear();
         node.meeting.clear();
+        node.met.clear();
         node.linked.clear();
         node.turn_at = None;
         self.wake(at, 0);
@@ -233,6 +245,7 @@ impl World {
         (node.disk, node.backup, node.old_copy) = (SimDisk::new(), None, None);
         for other in &mut self.nodes {
             other.meeting.retain(|(peer, _)| *peer != at); // that was the store before
+            other.met.retain(|peer| *peer != at);
         }
         let node = &mut self.nodes[at];
         node.catching_up = Some(goals);
@@ -293,12 +306,7 @@ impl World {
         }
         let meeting = std::mem::take(&mut node.meeting);
         node.linked.extend(meeting.iter().copied());
-        for (peer, _) in meeting {
-            if !self.nodes[peer].is_old_copy() {
-                self.checkers.truth.meet(at, peer);
-            }
-        }
-        let node = &mut self.nodes[at];
+        node.met.extend(meeting.into_iter().map(|(peer, _)| peer));
         let Some((store, replica)) = &mut node.running else { return };
         let mut inputs = std::mem::take(&mut node.inbox);
         node.gathered |= node.syncing && !inputs.is_empty();
@@ -322,6 +330,16 @@ impl World {
             failed = Some(error.to_string());
         }
         node.status = Some(replica.status(now));
+        node.settling = replica.settling();
+        // What this turn's status says is said in the knowledge of whom it met.
+        let met = std::mem::take(&mut node.met);
+        for peer in met {
+            if !self.nodes[peer].is_old_copy() {
+                self.checkers.truth.meet(at, peer);
+            }
+        }
+        let node = &mut self.nodes[at];
+        let Some((store, replica)) = &mut node.running else { return };
         if replica.next_deadline(now) <= now.mono_us {
             let text =
                 format!("{} asks for another turn at once, after everything that is due was done", node.id);
@@ -391,7 +409,8 @@ impl World {
         node.syncing = false;
         let Some(status) = node.status.take() else { return };
         let (head, stable_commit) = (store.head().commit, status.stable_commit);
-        node.published = Some(Published { snapshot: store.snapshot(), head, stable_commit });
+        let (snapshot, settling) = (store.snapshot(), std::mem::take(&mut node.settling));
+        node.published = Some(Published { snapshot, head, stable_commit, settling });
         let view = &self.checkers.truth.nodes[at];
         if node.backup.is_none() && node.old_copy.is_none() && self.rng.chance(2) {
             let (disk, view) = (node.disk.copy(), view.clone());
@@ -407,7 +426,7 @@ impl World {
         let deadline = replica.next_deadline(now).saturating_sub(now.mono_us).max(200);
         let busy = node.gathered || !node.inbox.is_empty();
         if caught_up {
-            self.cover("an empty store was filled from the peers' logs");
+            self.cover("an empty store was filled by the peers");
         }
         for link in &status.links {
             if let (Some(closed), Some(peer)) = (link.closed, self.number(link.peer.node)) {
@@ -468,6 +487,10 @@ impl World {
             Event::Unequal(_) => "vectors compared unequal",
             Event::BelowFloor(_) => "a wanted change was trimmed",
             Event::FutureStamp(_) => "a stamp from the future was stored",
+            Event::Landed { .. } => "a shard came as a whole",
+            Event::Settled { .. } => "the keys of a shard that came as a whole were merged",
+            Event::Owes(_) => "a log did not reach back to a peer",
+            Event::Quit(_) => "a peer has what no log reached back to",
             Event::Collected => "a hidden life was collected",
             Event::Expired => "an expired key was deleted",
             Event::Trimmed { .. } => "the log was trimmed",

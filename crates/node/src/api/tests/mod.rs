@@ -113,6 +113,10 @@ impl World {
             cache_bytes: 64 << 20,
             log_keep_ms: 600_000,
             digest_key: tropism_replica::DigestKey::default(),
+            part_bytes: tropism_replica::limits::FRAME_BYTES,
+            settle_keys: tropism_replica::limits::SETTLE_KEYS,
+            log_cap_ms: u64::MAX,
+            log_cap_bytes: u64::MAX,
             log_keep_bytes: 256 << 20,
         };
         let (driver, handle) = Driver::start(store, identity, None).unwrap();
