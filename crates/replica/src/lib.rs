@@ -46,6 +46,7 @@ mod reconcile;
 mod replica;
 mod session;
 mod shards;
+pub mod sketch;
 mod sweep;
 mod waiting;
 mod write;
