@@ -47,6 +47,7 @@ mod reconcile;
 mod replica;
 mod session;
 mod shards;
+pub mod sketch;
 mod state;
 mod sweep;
 mod transfer;

@@ -108,3 +108,10 @@ pub const REQUEST_KEEP_MS: u64 = 86_400_000;
 /// One part in so many of the memory for caches keeps values as stored, the rest documents with their histories: a
 /// document of 200 bytes takes 15 KiB, its value some 500 bytes.
 pub const VALUES_CACHE_SHARE: usize = 8;
+/// Cells of a sketch that members exchange first when digests differ: 7 KB tell a hundred differences.
+pub const SKETCH_FIRST_CELLS: usize = 256;
+/// Cells of one exchange at most: 1.7 MB on the wire and 2 MB in memory tell some 37 000 differences. Where more keys
+/// differ, their states are so many bytes that finding which is the smaller part.
+pub const SKETCH_CELLS: usize = 65_536;
+/// Cells sent in one piece, at most 34 bytes each, some 26 in a large shard: about a frame of changes.
+pub const SKETCH_PART_CELLS: usize = 8_192;
