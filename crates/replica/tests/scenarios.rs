@@ -7,6 +7,7 @@ use tropism_crdt::document::{Document, DocumentError, MAX_HEADS, PatchOp, Paths}
 use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
 use tropism_crdt::{Body, Change, ExpiryChange, NodeId, Origin};
 use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
+use tropism_replica::limits::FRAME_BYTES;
 use tropism_replica::{
     Compare, Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica,
     Status, Write, WriteDone, WriteError, WriteOp,
@@ -15,6 +16,9 @@ use tropism_storage::{
     Batch, ClockRow, EditKey, Engine, MemoryEngine, NodeKey, Reads, Space, Store, StoreKey, ValueKey,
     ValueRow, View,
 };
+
+#[path = "scenarios/repair.rs"]
+mod repair;
 
 const REGIONS: &str = r#"
 region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
@@ -53,6 +57,8 @@ struct Pair {
     nodes: [Node; 2],
     now: Now,
     ticket: u64,
+    /// Of parts of a shard that is given as a whole.
+    part_bytes: usize,
 }
 
 fn id(node: usize) -> NodeId {
@@ -71,9 +77,9 @@ impl Pair {
         let now = Now { mono_us: 1_000_000, wall_ms: 1_700_000_000_000 };
         let nodes = [0, 1].map(|node| {
             let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
-            boot(now, node, store)
+            boot(now, node, store, FRAME_BYTES)
         });
-        Self { nodes, now, ticket: 0 }
+        Self { nodes, now, ticket: 0, part_bytes: FRAME_BYTES }
     }
 
     /// The node's process ends without a word, and a new one opens what was durable.
@@ -85,7 +91,7 @@ impl Pair {
             let writes = rows.map(|(key, row)| (space, StoreKey::existing(key), Some(row))).collect();
             engine.commit(Batch { writes }).unwrap();
         }
-        self.nodes[at] = boot(self.now, at, Store::open(Box::new(engine)).unwrap());
+        self.nodes[at] = boot(self.now, at, Store::open(Box::new(engine)).unwrap(), self.part_bytes);
     }
 
     fn status(&self, at: usize) -> Status {
@@ -103,7 +109,7 @@ impl Pair {
         self.turn(1 - at, Input::LinkDown(id(at)));
         let fresh = Store::open(Box::new(MemoryEngine::new())).unwrap();
         let own = std::mem::replace(&mut self.nodes[at].store, fresh);
-        self.nodes[at] = boot(self.now, at, store.unwrap_or(own));
+        self.nodes[at] = boot(self.now, at, store.unwrap_or(own), self.part_bytes);
     }
 
     fn hello(&self, of: usize) -> Hello {
@@ -218,7 +224,7 @@ impl Pair {
     }
 }
 
-fn boot(now: Now, node: usize, mut store: Store) -> Node {
+fn boot(now: Now, node: usize, mut store: Store, part_bytes: usize) -> Node {
     let regions = Regions::parse("test", REGIONS).unwrap();
     let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
     let identity = Identity {
@@ -232,7 +238,7 @@ fn boot(now: Now, node: usize, mut store: Store) -> Node {
         cache_bytes: 1 << 20,
         log_keep_ms: 600_000,
         digest_key: tropism_replica::DigestKey::default(),
-        part_bytes: tropism_replica::limits::FRAME_BYTES,
+        part_bytes,
         settle_keys: tropism_replica::limits::SETTLE_KEYS,
         log_cap_ms: u64::MAX,
         log_cap_bytes: u64::MAX,
@@ -717,10 +723,11 @@ fn rot(node: &mut Node, space: Space, name: StoreKey) {
 #[test]
 fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
     let mut pair = Pair::linked();
+    let repair = |frame: &Frame| matches!(frame.body, FrameBody::Inspect(_));
     for scope in ["cache/c", "docs"] {
         let op = |n| if scope == "docs" { document(&format!("{{\"n\":{n}}}")) } else { bytes("v") };
         pair.write(0, write(scope, "rotten", op(1))).unwrap();
-        pair.wait_ms(1_000);
+        pair.wait_ms_without(1_000, repair);
         rot(&mut pair.nodes[1], Space::Values, ValueKey { shard: shard(scope), key: "rotten" }.encode());
         pair.write(0, write(scope, "rotten", op(2))).unwrap();
         pair.write(0, write(scope, "rotten", op(3))).unwrap();
@@ -728,7 +735,7 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         pair.settle();
         let degraded = pair.status(1).degraded;
         assert!(degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1), "at once: {degraded:?}");
-        pair.wait_ms(1_000);
+        pair.wait_ms_without(1_000, repair);
         let degraded = pair.status(1).degraded;
         assert!(
             degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1),
@@ -736,10 +743,10 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         );
         pair.restart(1);
         pair.link();
-        pair.wait_ms(2_000);
+        pair.wait_ms_without(2_000, repair);
         pair.write(0, write(scope, "rotten", WriteOp::Delete)).unwrap();
         pair.write(1, write(scope, "sound", op(5))).unwrap();
-        pair.wait_ms(500);
+        pair.wait_ms_without(500, repair);
         let store = &pair.nodes[1].store;
         assert!(store.value(shard(scope), "rotten").is_err(), "nothing is shown");
         let kept = store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
@@ -749,6 +756,12 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         assert_eq!(pair.value(0, scope, "sound").last, pair.value(1, scope, "sound").last);
     }
     assert_eq!(pair.keys(1), [2, 0, 0, 2]);
+    pair.wait_ms(40_000);
+    assert_eq!(pair.keys(1), pair.keys(0), "repaired from the peer, once that is let");
+    for scope in ["cache/c", "docs"] {
+        let kept = pair.nodes[1].store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
+        assert!(kept.is_empty(), "what was kept came with the repair");
+    }
 }
 
 #[test]
