@@ -50,14 +50,7 @@ pub enum FrameBody {
     /// Compares sums over the vectors of the shards both hold.
     Compare(Compare),
     /// Vectors of shards that compared unequal.
-    Vectors {
-        /// The shards, and how far the sender has come in them.
-        shards: Vec<ShardState>,
-        /// Whether this answers such a frame; if not, the receiver shows its own vectors of the same shards.
-        answer: bool,
-        /// Whether the receiver may lack what they count because no log reaches back to it.
-        owed: bool,
-    },
+    Vectors(Vectors),
     /// What was wanted of a shard is not in the sender's log any more: it is to be had only as a whole.
     BelowFloor(ShardRow),
     /// Asks for a shard as a whole.
@@ -85,6 +78,19 @@ pub enum FrameBody {
         /// Epoch of the placement record that says so.
         epoch: u64,
     },
+}
+
+/// Vectors of shards: where sums differ, and where no log reaches back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vectors {
+    /// The shards, and how far the sender has come in them.
+    pub shards: Vec<ShardState>,
+    /// The sender's commit that holds it: what it made before is at or below it. So they are as good as told.
+    pub commit: u64,
+    /// Whether this answers such a frame; if not, the receiver shows its own vectors of the same shards.
+    pub answer: bool,
+    /// Whether the receiver may lack what they count because no log reaches back to it.
+    pub owed: bool,
 }
 
 /// How far a member has come in a shard.
@@ -285,4 +291,6 @@ pub struct Heartbeat {
     pub your_cursor: u64,
     /// Nodes the sender hears.
     pub linked: Vec<NodeId>,
+    /// Which store the sender knows of each other node, by the low half of its id: it takes nothing from an earlier one.
+    pub stores: Vec<(NodeId, u64)>,
 }

@@ -60,7 +60,7 @@ pub use digest::DigestKey;
 pub use documents::LongHistory;
 pub use frame::{
     Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
-    MoreCells, ShardState, StatePart, StatePiece, Told, Want,
+    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want,
 };
 pub use link::{LinkCounts, LinkStatus};
 pub use replica::{

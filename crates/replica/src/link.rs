@@ -41,6 +41,10 @@ pub(crate) struct Link {
     closed: Option<Stamp>,
     /// Every change in our commits up to this is stable as far as this peer goes.
     stable: u64,
+    /// Which of the other peers know the store that this peer has now, and whether everything is here that they had
+    /// logged by then: an earlier store of the peer may have sent to them, and to nobody else, what had not seen changes
+    /// that the present one tells.
+    agreed: BTreeMap<NodeId, Agreed>,
     down_since_us: u64,
     pub(crate) counted: LinkCounts,
 }
@@ -68,6 +72,15 @@ pub struct LinkCounts {
     pub keys_differed: u64,
     /// Keys that its state repaired here.
     pub keys_repaired: u64,
+}
+
+/// A peer knows the store of another.
+#[derive(Debug, Clone, Copy)]
+enum Agreed {
+    /// By this commit of its own.
+    By(u64),
+    /// And what it had logged by then is here.
+    Held,
 }
 
 /// What lives as long as one connection.
@@ -235,6 +248,7 @@ impl Link {
             distrusted: head,
             closed: None,
             stable: 0,
+            agreed: BTreeMap::new(),
             down_since_us: 0,
             counted: LinkCounts::default(),
         }
@@ -301,9 +315,10 @@ impl Link {
         true
     }
 
-    /// The peer shows that it has everything of an origin up to a number.
-    pub(crate) fn showed(&mut self, shard: ShardId, origin: Origin, seq: u64) {
+    /// The peer shows, with what it had logged up to a commit, that it has everything of an origin up to a number.
+    pub(crate) fn showed(&mut self, commit: u64, shard: ShardId, origin: Origin, seq: u64) {
         if let Some(session) = &mut self.session {
+            session.peer_told_commit = session.peer_told_commit.max(commit);
             session.outstanding.told(shard, origin, seq);
         }
     }
@@ -439,8 +454,13 @@ impl Replica {
             link.row_dirty = true;
             link.distrusted = store.open_commit();
             link.stable = 0;
+            link.agreed.clear();
             link.closed = None;
+            for other in self.links.values_mut() {
+                other.agreed.remove(&hello.node); // what the store knew that is gone
+            }
         }
+        let Some(link) = self.links.get_mut(&hello.node) else { return };
         link.row.cursor = link.row.cursor.min(head.commit);
         link.session = Some(Session {
             since_us: now.mono_us,
@@ -518,9 +538,7 @@ impl Replica {
             FrameBody::Told(told) => self.told(now, from, &told),
             FrameBody::Want(want) => self.wanted(store, from, want)?,
             FrameBody::Compare(compare) => self.compare(store, from, compare)?,
-            FrameBody::Vectors { shards, answer, owed } => {
-                self.vectors(now, store, from, shards, (answer, owed))?;
-            }
+            FrameBody::Vectors(vectors) => self.vectors(now, store, from, vectors)?,
             FrameBody::BelowFloor(row) => self.below_floor(now, store, from, row)?,
             FrameBody::Fetch(fetch) => self.fetch(now, store, from, fetch)?,
             FrameBody::State(part) => self.state_part(now, store, from, part)?,
@@ -605,7 +623,10 @@ impl Replica {
     }
 
     fn heartbeat(&mut self, now: Now, from: NodeId, beat: &Heartbeat, in_order: bool) {
+        self.agree(from, beat);
         let waits = self.pending.any_of(from);
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        let mut others = peers.iter().filter(|peer| **peer != from);
         let Some(link) = self.links.get_mut(&from) else { return };
         let cursor = link.row.cursor;
         let Some(session) = &mut link.session else { return };
@@ -637,13 +658,31 @@ impl Replica {
             }
             session.samples.push_back(sample);
         }
+        let agreed = others.all(|peer| matches!(link.agreed.get(peer), Some(Agreed::Held)));
         while let Some((stable, at)) = session.samples.front().copied()
+            && agreed
             && beat.your_cursor >= at
         {
             link.stable = link.stable.max(stable);
             session.samples.pop_front();
         }
         self.judge_clock(now);
+    }
+
+    /// Notes which stores of the others a peer knows.
+    fn agree(&mut self, from: NodeId, beat: &Heartbeat) {
+        for (node, store) in &beat.stores {
+            let Some(link) = self.links.get_mut(node).filter(|_| *node != from) else { continue };
+            if link.row.store_id as u64 != *store {
+                link.agreed.remove(&from);
+                continue;
+            }
+            // What it took from an earlier store is in the commit that was open then, at the latest.
+            let agreed = link.agreed.entry(from).or_insert(Agreed::By(beat.seen.commit + 1));
+            if matches!(*agreed, Agreed::By(commit) if beat.your_cursor >= commit) {
+                *agreed = Agreed::Held;
+            }
+        }
     }
 
     /// Lets every link send what it can.
@@ -814,6 +853,8 @@ impl Replica {
         let open = store.open_commit();
         let head = store.head();
         let incarnation = self.origin.incarnation;
+        let others = self.links.iter().filter(|(other, link)| **other != peer && link.row.store_id != 0);
+        let stores = others.map(|(other, link)| (*other, link.row.store_id as u64)).collect();
         let Some(link) = self.links.get_mut(&peer) else { return };
         let your_cursor = link.row.cursor;
         let Some(session) = &mut link.session else { return };
@@ -840,6 +881,7 @@ impl Replica {
             seen: Seen { incarnation, commit: head.commit, hash: head.hash },
             your_cursor,
             linked: hears.to_vec(),
+            stores,
         };
         self.send(peer, FrameBody::Heartbeat(beat));
     }

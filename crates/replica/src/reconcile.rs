@@ -11,7 +11,7 @@ use tropism_crdt::{NodeId, Origin, Vector};
 use tropism_placement::{RegionName, SLOTS, ShardId};
 use tropism_storage::{Reads, ShardKey, ShardRow, Space, Store, StoreError, View};
 
-use crate::frame::{Compare, FrameBody, ShardState, Want};
+use crate::frame::{Compare, FrameBody, ShardState, Vectors, Want};
 use crate::limits::{OWED_US, SETTLE_US, SUSPECTS, VECTORS_PER_FRAME, WANTED_CHANGES};
 use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
 use crate::shards::range_len;
@@ -107,7 +107,8 @@ impl Replica {
         }
         if level >= 2 {
             let shards = self.vectors_of(store, group, &differ)?;
-            self.send(from, FrameBody::Vectors { shards, answer: false, owed: false });
+            let commit = store.open_commit();
+            self.send(from, FrameBody::Vectors(Vectors { shards, commit, answer: false, owed: false }));
             return Ok(());
         }
         let children = range_len(level) / range_len(level + 1);
@@ -147,9 +148,9 @@ impl Replica {
         now: Now,
         store: &Store,
         from: NodeId,
-        shards: Vec<ShardState>,
-        (answer, owed): (bool, bool),
+        vectors: Vectors,
     ) -> Result<(), ReplicaError> {
+        let Vectors { shards, commit, answer, owed } = vectors;
         let mut ours = Vec::new();
         // A link that owes us will not bring what is missing by itself.
         let due_us = if owed { now.mono_us } else { now.mono_us + SETTLE_US };
@@ -176,7 +177,7 @@ impl Replica {
                     suspects.add(due_us, &row, origin, seq);
                 }
             }
-            self.showed(from, id, &theirs);
+            self.showed(from, commit, id, &theirs);
             ours.push(ShardState { row, vector: own, digest });
         }
         if let Some(link) = self.links.get_mut(&from) {
@@ -186,17 +187,18 @@ impl Replica {
             link.settle_cursor();
         }
         if !answer {
-            self.send(from, FrameBody::Vectors { shards: ours, answer: true, owed: false });
+            let commit = store.open_commit();
+            self.send(from, FrameBody::Vectors(Vectors { shards: ours, commit, answer: true, owed: false }));
         }
         Ok(())
     }
 
     /// A peer shows what it has of a shard: as good as told.
-    fn showed(&mut self, from: NodeId, id: ShardId, theirs: &Vector) {
+    fn showed(&mut self, from: NodeId, commit: u64, id: ShardId, theirs: &Vector) {
         let own = self.origin;
         let Some(link) = self.links.get_mut(&from) else { return };
         for (origin, seq) in theirs.iter() {
-            link.showed(id, *origin, seq);
+            link.showed(commit, id, *origin, seq);
         }
         if let Some(owes) = link.owes()
             && owes.page.get(&id).is_some_and(|shown| theirs.dominates(shown))
@@ -226,7 +228,8 @@ impl Replica {
             let (vector, digest) = self.shards.state(store, *id)?;
             shards.push(ShardState { row, vector, digest });
         }
-        self.send(peer, FrameBody::Vectors { shards, answer: false, owed });
+        let commit = store.open_commit();
+        self.send(peer, FrameBody::Vectors(Vectors { shards, commit, answer: false, owed }));
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tropism_crdt::cell::Content;
+use tropism_placement::ShardId;
 use tropism_storage::engine::Rows;
 use tropism_storage::rows::Row;
 use tropism_storage::{
@@ -76,6 +77,26 @@ impl SimDisk {
         self.tamper(vec![(Space::Values, StoreKey::existing(key), Some(row.encode()))]);
     }
 
+    /// The name of some row of a key in a shard that is wanted.
+    pub(crate) fn row_of_a_key(&self, pick: usize, wanted: impl Fn(&ShardId) -> bool) -> Option<Bytes> {
+        let platter = self.platter();
+        let rows = platter.engine.scan(Space::Values, &[0], &[0xff; 3]).flatten().map(|(name, _)| name);
+        let rows: Vec<Bytes> =
+            rows.filter(|name| shard_of(name).is_some_and(|shard| wanted(&shard))).collect();
+        (!rows.is_empty()).then(|| rows[pick % rows.len()].clone())
+    }
+
+    /// What no disk may do: a row of a key is gone, or another one. Says whose; `None` if a power cut took it before.
+    pub(crate) fn rot(&self, name: &Bytes, gone: bool) -> Option<(ShardId, String)> {
+        let row = self.platter().engine.get(Space::Values, name).ok()??;
+        let mut rotten = row.to_vec();
+        let middle = rotten.len() / 2;
+        rotten[middle] ^= 0x20;
+        let row = (!gone).then(|| rotten.into());
+        self.tamper(vec![(Space::Values, StoreKey::existing(name.clone()), row)]);
+        Some((shard_of(name)?, String::from_utf8(name.get(18..)?.to_vec()).ok()?))
+    }
+
     fn find(&self, space: Space, wanted: impl Fn(&[u8], &Bytes) -> bool) -> Option<(Bytes, Bytes)> {
         let platter = self.platter();
         let mut rows = platter.engine.scan(space, &[0], &[0xff; 3]).flatten();
@@ -92,6 +113,10 @@ impl SimDisk {
     fn platter(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn shard_of(name: &[u8]) -> Option<ShardId> {
+    Some(ShardId(name.get(2..18)?.try_into().ok()?))
 }
 
 impl View for SimDisk {

@@ -10,7 +10,7 @@ use tropism_crdt::{NodeId, Origin, Stamp, Vector};
 use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
     Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
-    MoreCells, ShardState, StatePart, StatePiece, Told, Want,
+    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want,
 };
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
@@ -70,13 +70,14 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
                 })
                 .collect(),
         }),
-        FrameBody::Vectors { shards, answer, owed } => Message::Vectors(v1::Vectors {
+        FrameBody::Vectors(Vectors { shards, commit, answer, owed }) => Message::Vectors(v1::Vectors {
             shards: shards
                 .iter()
                 .map(|ShardState { row, vector, digest }| shard_vector(row, vector, *digest))
                 .collect(),
             answer: *answer,
             owed: *owed,
+            commit_number: *commit,
         }),
         FrameBody::BelowFloor(row) => {
             Message::BelowFloor(v1::BelowFloor { shard: Some(shard_vector(row, &Vector::EMPTY, None)) })
@@ -167,6 +168,11 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
             }),
             your_cursor: beat.your_cursor,
             log_floor: 0,
+            stores: beat
+                .stores
+                .iter()
+                .map(|(node, store)| v1::KnownStore { node: node.to_string(), store: *store })
+                .collect(),
         }),
         FrameBody::NotMember { shard, epoch } => {
             Message::NotMember(v1::NotMember { shard: Bytes::copy_from_slice(&shard.0), epoch: *epoch })
@@ -203,11 +209,12 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
                 .ok_or_else(|| malformed("a comparison has levels 0 to 2"))?,
             sums: compare.sums.iter().map(range_sum).collect::<Result<_, _>>()?,
         }),
-        Message::Vectors(vectors) => FrameBody::Vectors {
+        Message::Vectors(vectors) => FrameBody::Vectors(Vectors {
+            commit: vectors.commit_number,
             shards: vectors.shards.iter().map(shard_state).collect::<Result<_, _>>()?,
             answer: vectors.answer,
             owed: vectors.owed,
-        },
+        }),
         Message::BelowFloor(below) => {
             FrameBody::BelowFloor(shard_state(&below.shard.unwrap_or_default())?.row)
         }
@@ -301,6 +308,11 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
                 },
                 your_cursor: beat.your_cursor,
                 linked: beat.linked.iter().map(|node| node_id(node)).collect::<Result<_, _>>()?,
+                stores: beat
+                    .stores
+                    .iter()
+                    .map(|known| Ok((node_id(&known.node)?, known.store)))
+                    .collect::<Result<_, FrameError>>()?,
             })
         }
         Message::NotMember(not) => FrameBody::NotMember { shard: shard(&not.shard)?, epoch: not.epoch },
@@ -503,13 +515,14 @@ mod tests {
             }),
             FrameBody::Want(Want { shard: id, origin: some_origin(), from: 1, to: 2 }),
             FrameBody::Compare(Compare { group: 1, level: 2, sums: vec![(4095, u128::MAX)] }),
-            FrameBody::Vectors {
+            FrameBody::Vectors(Vectors {
+                commit: 3,
                 shards: [None, Some(7)]
                     .map(|digest| ShardState { row: row.clone(), vector: vector.clone(), digest })
                     .to_vec(),
                 answer: true,
                 owed: true,
-            },
+            }),
             FrameBody::BelowFloor(row.clone()),
             FrameBody::Fetch(Fetch { row: row.clone(), id: 6, resume: None }),
             FrameBody::Fetch(Fetch { row: row.clone(), id: 6, resume: Some((vector.clone(), "k".into())) }),
@@ -563,6 +576,7 @@ mod tests {
                 seen: Seen { incarnation: 7, commit: 8, hash: 9 },
                 your_cursor: 10,
                 linked: vec![node("dallas-1")],
+                stores: vec![(node("dallas-1"), 11)],
             }),
             FrameBody::NotMember { shard: id, epoch: 3 },
         ]

@@ -46,6 +46,7 @@ impl Checker for Convergence {
 fn cells(truth: &Truth, store: &Store, shard: ShardId) -> Vec<Option<(String, Cell)>> {
     let rows = store.values(shard, "", None);
     rows.filter_map(|row| match row {
+        Err(_) if truth.is_rotten(shard) => None,
         Err(_) => Some(None),
         Ok((key, _)) if !truth.is_sound(shard, &key) => None,
         Ok((key, row)) if row.cell.alive() => Some(Some((key, row.cell))),

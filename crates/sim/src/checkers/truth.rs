@@ -26,6 +26,10 @@ pub(crate) struct Truth {
     pub(crate) forged: BTreeSet<LogKey>,
     /// Keys that such changes touch: nothing is promised for them.
     pub(crate) spoiled: BTreeSet<(ShardId, String)>,
+    /// Keys whose row has rotted somewhere and was not repaired yet.
+    pub(crate) rotten: BTreeSet<(ShardId, String)>,
+    /// Shards with keys that ever did.
+    pub(crate) once_rotten: BTreeSet<ShardId>,
     /// Shards in which a node lied: it may lack what it said.
     pub(crate) liars: BTreeSet<(usize, ShardId)>,
     /// Changes that may be gone with a store that was lost.
@@ -141,6 +145,8 @@ impl Truth {
             asked: BTreeMap::new(),
             forged: BTreeSet::new(),
             spoiled: BTreeSet::new(),
+            rotten: BTreeSet::new(),
+            once_rotten: BTreeSet::new(),
             liars: BTreeSet::new(),
             lost: BTreeSet::new(),
             met: pairs,
@@ -172,12 +178,27 @@ impl Truth {
 
     /// Whether a key's state is promised: no hostile change touches it.
     pub(crate) fn is_sound(&self, shard: ShardId, key: &str) -> bool {
-        self.spoiled.is_empty() || !self.spoiled.contains(&(shard, key.to_owned()))
+        [&self.spoiled, &self.rotten]
+            .into_iter()
+            .all(|keys| keys.is_empty() || !keys.contains(&(shard, key.to_owned())))
+    }
+
+    /// Whether a key of a shard has rotted somewhere and was not repaired yet.
+    pub(crate) fn is_rotten(&self, shard: ShardId) -> bool {
+        self.rotten.iter().any(|(rotten, _)| *rotten == shard)
+    }
+
+    /// Whether nobody hostile ever touched a shard.
+    pub(crate) fn is_promised(&self, shard: ShardId) -> bool {
+        let touched = self.spoiled.iter().any(|(spoiled, _)| *spoiled == shard);
+        !touched && !self.liars.iter().any(|(_, lied)| *lied == shard)
     }
 
     /// Whether the state of all keys of a shard is promised.
     pub(crate) fn is_shard_sound(&self, shard: ShardId) -> bool {
-        self.spoiled.range((shard, String::new())..).next().is_none_or(|(spoiled, _)| *spoiled != shard)
+        [&self.spoiled, &self.rotten].into_iter().all(|keys| {
+            keys.range((shard, String::new())..).next().is_none_or(|(spoiled, _)| *spoiled != shard)
+        })
     }
 
     /// A node gets another store: an old copy, or an empty one. What only the store it loses had may be lost.

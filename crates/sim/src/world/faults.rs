@@ -33,13 +33,15 @@ pub(crate) enum FaultKind {
     LostStore,
     /// A node is started from an old copy of its store.
     OldCopy,
+    /// A row of a key rots on a disk, or is gone.
+    BitRot,
     /// A frame of changes is forged on its way.
     Hostile,
 }
 
 impl FaultKind {
     /// Every one.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::LinkCut,
         Self::LinkCutOneWay,
         Self::RegionCut,
@@ -54,6 +56,7 @@ impl FaultKind {
         Self::SlowDisk,
         Self::LostStore,
         Self::OldCopy,
+        Self::BitRot,
         Self::Hostile,
     ];
 }
@@ -157,6 +160,10 @@ impl World {
                 if self.nodes.iter().any(|node| !node.is_open()) {
                     return self.cover("a store was not lost, for a node was away");
                 }
+                // What rotted on one disk must be on another.
+                if !self.checkers.truth.rotten.is_empty() {
+                    return self.cover("a store was not lost, for a row had rotted elsewhere");
+                }
                 if kind == FaultKind::LostStore {
                     self.lose_store(a);
                     ("fault: store lost", Mend::Start(a))
@@ -165,6 +172,12 @@ impl World {
                 } else {
                     return self.cover("there was no old copy");
                 }
+            }
+            FaultKind::BitRot => {
+                if !self.rot(a) {
+                    return self.cover("there was nothing that could rot");
+                }
+                ("fault: bit rot", Mend::Start(a))
             }
             FaultKind::Hostile => {
                 self.forging.push((a, b));

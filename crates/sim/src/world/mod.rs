@@ -11,7 +11,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use tropism_crdt::NodeId;
+use tropism_placement::ShardId;
 use tropism_replica::{Frame, Hello, Input, Now, Output};
+use tropism_storage::VectorRow;
 
 use self::clients::Client;
 pub(crate) use self::faults::FaultKind;
@@ -219,6 +221,13 @@ impl World {
                 return false;
             }
         }
+        // What had rotted is whole again when everybody has looked at every row and all digests agree.
+        if !self.checkers.truth.rotten.is_empty() {
+            if !self.digests_agree() {
+                return false;
+            }
+            self.checkers.truth.rotten.clear();
+        }
         let mut equal = true;
         for a in 0..self.nodes.len() {
             for b in 0..self.nodes.len() {
@@ -242,6 +251,18 @@ impl World {
             }
         }
         equal
+    }
+
+    fn digests_agree(&self) -> bool {
+        let mut digests: BTreeMap<ShardId, VectorRow> = BTreeMap::new();
+        self.nodes.iter().all(|node| {
+            let Some((store, replica)) = &node.running else { return false };
+            let agree = store.shards().unwrap_or_default().into_iter().all(|(row, state)| {
+                !self.checkers.truth.is_promised(row.id())
+                    || state.digest.is_some() && *digests.entry(row.id()).or_insert(state.clone()) == state
+            });
+            agree && replica.status(self.now_of(node)).counted
+        })
     }
 
     fn schedule(&mut self, in_us: u64, what: What) {

@@ -224,6 +224,27 @@ impl World {
         }
     }
 
+    /// A node ends, and a row of a key on its disk is gone or not what was written. Says whether there was one.
+    pub(super) fn rot(&mut self, at: usize) -> bool {
+        // One at a time: what rots everywhere at once nobody can repair.
+        let sound = self.checkers.truth.rotten.is_empty() && self.nodes.iter().all(Node::is_open);
+        let pick = self.rng.word() as usize;
+        let gone = self.rng.chance(50);
+        if !sound || self.nodes[at].running.is_none() {
+            return false;
+        }
+        let truth = &self.checkers.truth;
+        let shared = |shard: &ShardId| truth.members(shard).count() > 1 && truth.is_shard_sound(*shard);
+        let Some(found) = self.nodes[at].disk.row_of_a_key(pick, shared) else { return false };
+        self.crash(at);
+        let Some((shard, key)) = self.nodes[at].disk.rot(&found, gone) else { return true };
+        self.journal
+            .note(self.now_us, at, || format!("{key} of {shard} {}", if gone { "is gone" } else { "rots" }));
+        self.checkers.truth.rotten.insert((shard, key));
+        self.checkers.truth.once_rotten.insert(shard);
+        true
+    }
+
     /// A node loses its store, and begins with an empty one.
     pub(super) fn lose_store(&mut self, at: usize) {
         self.crash(at);
@@ -489,6 +510,11 @@ impl World {
             Event::FutureStamp(_) => "a stamp from the future was stored",
             Event::Inspected { .. } => "keys that are written all the time were found equal",
             Event::Repaired { .. } => "keys were repaired from a peer",
+            Event::Rotted { shard, .. } | Event::DigestsDiffer { shard, .. }
+                if self.checkers.truth.once_rotten.contains(&shard) =>
+            {
+                "a row that had rotted was found"
+            }
             Event::Landed { .. } => "a shard came as a whole",
             Event::Settled { .. } => "the keys of a shard that came as a whole were merged",
             Event::Owes(_) => "a log did not reach back to a peer",
@@ -497,6 +523,9 @@ impl World {
             Event::Expired => "an expired key was deleted",
             Event::Trimmed { .. } => "the log was trimmed",
             Event::Outlived => "an edit of a deleted life arrived",
+            Event::Parked { .. } if !self.checkers.truth.rotten.is_empty() => {
+                "a change of a key whose row had rotted was kept"
+            }
             Event::Parked { .. } if attacked => "a hostile change parked its key",
             Event::Refused { .. } if attacked => "a hostile change was refused",
             Event::Parked { reason } => {
@@ -506,6 +535,9 @@ impl World {
             Event::Refused { from, reason } => {
                 let text = format!("n{at} refused a change of {from}: {reason}");
                 return self.checkers.violated(Promise::Service, vec![at], text);
+            }
+            Event::Recounted { .. } if !self.checkers.truth.once_rotten.is_empty() => {
+                "keys were counted anew after a row had rotted"
             }
             Event::Recounted { was, is } => {
                 let text = format!("n{at} tallied {was:?} and holds {is:?}");
