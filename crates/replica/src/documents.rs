@@ -1,8 +1,8 @@
 //! The documents' histories: a cache bounded in bytes in front of their pieces in the store.
 //!
 //! A history is stored as a saved document (part 0) and the changes since, in order, several in one part (parts 1, 2,
-//! ...). The last part is written again with each write until it is full; when the parts have grown to the size of the
-//! saved document, it is saved again.
+//! ...). The last part is written again with each write until it is full; when the parts have grown to several times the
+//! size of the saved document, it is saved again.
 //!
 //! In memory a document is *light* (what plain edits ask for, some 1 KiB) as long as nothing else is asked, and *whole*
 //! (with automerge's history, 15 KiB and more) from then on, until the memory is needed. Invariant: what is in memory
@@ -19,11 +19,19 @@ use tropism_storage::{EditKey, Space, Store, StoreError};
 
 use crate::limits::{LONG_HISTORY_PERCENT, NAMED_IN_STATUS};
 
-/// Changes behind a small saved document, in bytes, before it is saved again: some fifty edits. Fewer saves cost writes
-/// less, and loading the document more.
+/// Changes behind a small saved document, in bytes, before it is saved again: some fifty edits. More would cost less to
+/// write (a save of a light document loads it, some 2 us an edit of its history and 7 us a change behind), and more to
+/// read from the store (2 us a change, or 7 us where automerge is needed).
 const MIN_PARTS_BYTES: usize = 8 << 10;
+/// The same behind a larger one, as a multiple of it: a saved edit takes some 10 B, a change some 150 B.
+const PARTS_OF_SAVED: usize = 4;
 /// Changes in one part, in bytes: what each write writes again, against rows to write once and remove once.
 const PART_BYTES: usize = 512;
+/// A whole document becomes light again when automerge was not asked for anything for so many changes. More would cost
+/// more at once when it is; fewer, more loads.
+const AHEAD_CHANGES: usize = 64;
+/// A document with so many changes stays whole once it is: loading it would take 2 ms of one core and more.
+const LONG_CHANGES: u64 = 1_000;
 /// The part of the memory that whole documents keep while light ones are forgotten.
 const WHOLE_SHARE: usize = 4;
 /// Memory of an entry of the cache beside the document and its key.
@@ -397,7 +405,7 @@ impl Documents {
     ) -> Result<(), StoreError> {
         let Some(held) = self.held(shard, key) else { return Ok(()) };
         let grown: usize = changes.iter().map(|change| change.len()).sum();
-        let full = held.parts_bytes + grown > held.saved_bytes.max(MIN_PARTS_BYTES);
+        let full = held.parts_bytes + grown > MIN_PARTS_BYTES.max(PARTS_OF_SAVED * held.saved_bytes);
         match &mut held.state {
             State::Whole(document) if full => match document.to_stored() {
                 Ok(saved) => held.replace(store, shard, key, &saved),
@@ -408,7 +416,14 @@ impl Documents {
                     return Ok(());
                 }
             },
-            State::Whole(_) => held.append(store, shard, key, changes),
+            State::Whole(document) => {
+                let unused = document.changes_ahead() >= AHEAD_CHANGES;
+                let is_long = document.history_changes() >= LONG_CHANGES;
+                held.append(store, shard, key, changes);
+                if unused && !is_long {
+                    self.lighten(shard, key);
+                }
+            }
             State::Light(_) => {
                 held.append(store, shard, key, changes);
                 if full {
@@ -420,24 +435,41 @@ impl Documents {
         Ok(())
     }
 
-    /// Saves a light document again, from its pieces. It stays light.
+    /// Saves a light document again, from its pieces. It stays light, unless it is long.
     fn save_light(&mut self, store: &mut Store, shard: ShardId, key: &str) -> Result<(), StoreError> {
-        let Some(Held { state: State::Light(light), life, .. }) = self.held(shard, key) else {
+        let Some(Held { state: State::Light(light), life, used, .. }) = self.held(shard, key) else {
             return Ok(());
         };
-        let (light, life) = (light.clone(), *life);
-        let saved = match self.load(store, (shard, key, life), Some(&light)) {
-            Ok(Held { state: State::Whole(mut document), .. }) => document.to_stored().ok(),
+        let (light, life, used) = (light.clone(), *life, *used);
+        let mut loaded = match self.load(store, (shard, key, life), Some(&light)) {
+            Ok(loaded) => loaded,
             Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error),
-            _ => None,
+            Err(_) => {
+                self.leave_pieces(shard, key);
+                return Ok(());
+            }
         };
-        let Some(held) = self.held(shard, key) else { return Ok(()) };
-        match saved {
-            Some(saved) => held.replace(store, shard, key, &saved),
-            // Damaged pieces stay as they are, for whoever needs them; tried again when they have grown as much.
-            None => held.saved_bytes = held.parts_bytes,
+        let State::Whole(document) = &mut loaded.state else { return Ok(()) };
+        let Ok(saved) = document.to_stored() else {
+            self.leave_pieces(shard, key);
+            return Ok(());
+        };
+        loaded.replace(store, shard, key, &saved);
+        loaded.used = used;
+        let is_long = loaded.history_changes() >= LONG_CHANGES;
+        self.forget(shard, key);
+        self.insert(shard, key.to_owned(), Box::new(loaded));
+        if !is_long {
+            self.lighten(shard, key);
         }
         Ok(())
+    }
+
+    /// Leaves damaged pieces as they are, for whoever needs them; they are tried again when they have grown as much.
+    fn leave_pieces(&mut self, shard: ShardId, key: &str) {
+        if let Some(held) = self.held(shard, key) {
+            held.saved_bytes = held.parts_bytes;
+        }
     }
 
     /// Counts a document's memory again.
@@ -529,15 +561,22 @@ impl Documents {
             else {
                 return;
             };
-            let Some(mut held) = self.remove(shard, &key) else {
-                unreachable!("a tier names the documents of its state")
-            };
-            if let State::Whole(document) = held.state
-                && let Some(light) = document.into_light()
-            {
-                held.state = State::Light(light);
-                self.insert(shard, key, held);
+            if whole {
+                self.lighten(shard, &key);
+            } else {
+                self.forget(shard, &key);
             }
+        }
+    }
+
+    /// Gives up the history of a document, which is stored; all of it, where its light state cannot stand alone.
+    fn lighten(&mut self, shard: ShardId, key: &str) {
+        let Some(mut held) = self.remove(shard, key) else { return };
+        if let State::Whole(document) = held.state
+            && let Some(light) = document.into_light()
+        {
+            held.state = State::Light(light);
+            self.insert(shard, key.to_owned(), held);
         }
     }
 }

@@ -19,8 +19,8 @@ use super::show::{Node, View};
 use super::{Document, DocumentError, Paths};
 use crate::json::{MAX_DEPTH, index};
 
-/// Most changes ahead: some 0.5 ms of one core to give automerge at once, and 6 ms behind 10 000 increments of one counter.
-pub(super) const MAX_CHANGES_AHEAD: usize = 64;
+/// Most changes ahead: some 2 ms of one core to give automerge at once, and 25 ms behind 10 000 increments of one counter.
+pub(super) const MAX_CHANGES_AHEAD: usize = 256;
 /// Most maps that are read from automerge for [`Document::into_light`].
 const MAX_MAPS: usize = 64;
 

@@ -23,7 +23,6 @@ use super::decode::{Decoded, Named, decode};
 use super::diff::{Kind, kind_at};
 use super::encode::{Action, Head, MapOp, OpId, Scalar, encode};
 use super::gate::{MAX_OPERATION_NUMBER, PeerChange, check_headers, check_made};
-use super::restore::split_stored;
 use super::show::Shape;
 use super::{DocumentError, Heads, MAX_COUNTER, PatchOp, Paths};
 use crate::codec::{DecodeError, Reader, put_bytes, put_varint};
@@ -270,7 +269,7 @@ impl Light {
         self.changes
     }
 
-    /// Bytes of the history: as loaded, and the raw changes since.
+    /// Bytes of the history: as last stored or loaded, and the raw changes since.
     pub fn history_bytes(&self) -> usize {
         self.bytes
     }
@@ -345,11 +344,15 @@ impl Light {
         out
     }
 
-    /// Reads a stored document's state; `None` when it has none, or a damaged one.
-    pub(super) fn decode(stored: &[u8], actor: &[u8]) -> Option<Self> {
-        let (Some(light), saved) = split_stored(stored).ok()? else { return None };
-        let mut light = Self::read(&mut Reader::new(light), actor).ok()?;
-        light.bytes = saved.len();
+    /// The history was stored anew, in so many bytes.
+    pub(super) fn stored(&mut self, history_bytes: usize) {
+        self.bytes = history_bytes;
+    }
+
+    /// Reads what [`Self::encode`] wrote of a history of so many bytes; `None` when it is damaged.
+    pub(super) fn decode(known: &[u8], history_bytes: usize, actor: &[u8]) -> Option<Self> {
+        let mut light = Self::read(&mut Reader::new(known), actor).ok()?;
+        light.bytes = history_bytes;
         light.is_ready().then_some(light)
     }
 

@@ -267,16 +267,22 @@ impl Document {
             .verification_mode(VerificationMode::Check)
             .text_encoding(TextEncoding::UnicodeCodePoint);
         let damaged = |problem| DocumentError::Damaged { problem };
-        let (_, bytes) = restore::split_stored(bytes).map_err(|error| damaged(error.to_string()))?;
+        let (known, bytes) = restore::split_stored(bytes).map_err(|error| damaged(error.to_string()))?;
         // A damaged document can make automerge panic; nothing outlives the call but its result.
         let automerge = catch_unwind(AssertUnwindSafe(|| Automerge::load_with_options(bytes, options)))
             .map_err(|_| damaged("automerge panicked".to_owned()))?
             .map_err(|error| damaged(error.to_string()))?
             .with_actor(ActorId::from(actor));
-        let metas = automerge.get_changes_meta(&[]);
-        let changes = metas.iter().map(|meta| (&*meta.actor, meta.seq, meta.hash.0, meta.max_op));
-        let light = Light::of_history(ActorId::from(actor), automerge.get_heads(), changes, bytes.len());
-        drop(metas);
+        let known = known.and_then(|known| Light::decode(known, bytes.len(), actor));
+        let heads = automerge.get_heads();
+        let light = match known.filter(|light| light.heads().to_automerge() == heads) {
+            Some(light) => light,
+            None => {
+                let metas = automerge.get_changes_meta(&[]);
+                let changes = metas.iter().map(|meta| (&*meta.actor, meta.seq, meta.hash.0, meta.max_op));
+                Light::of_history(ActorId::from(actor), heads, changes, bytes.len())
+            }
+        };
         Ok(Self { automerge, ahead: Vec::new(), light })
     }
 
@@ -323,12 +329,17 @@ impl Document {
             + self.light.estimated_bytes()
     }
 
+    /// Changes that automerge does not have yet: it is given them, 10 us each and more, when it is asked for something.
+    pub fn changes_ahead(&self) -> usize {
+        self.ahead.len()
+    }
+
     /// Changes in the history.
     pub fn history_changes(&self) -> u64 {
         self.light.history_changes()
     }
 
-    /// Bytes of the history: as loaded, and the raw changes since.
+    /// Bytes of the history: as last stored or loaded, and the raw changes since.
     pub fn history_bytes(&self) -> usize {
         self.light.history_bytes()
     }

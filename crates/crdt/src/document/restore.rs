@@ -32,7 +32,8 @@ pub(super) fn split_stored(stored: &[u8]) -> Result<(Option<&[u8]>, &[u8]), Deco
 }
 
 impl Document {
-    /// The whole document as it is to be stored, for [`Self::load`] and [`Light::restore`].
+    /// The whole document as it is to be stored, for [`Self::load`] and [`Light::restore`]. Its history is as large as that
+    /// then.
     ///
     /// # Errors
     /// Automerge does not take what is ahead of it, a defect here: the document must be forgotten then.
@@ -43,7 +44,9 @@ impl Document {
             stored.push(LIGHT_MARK);
             put_bytes(&mut stored, &light.encode());
         }
-        stored.extend(self.save());
+        let saved = self.save();
+        self.light.stored(saved.len());
+        stored.extend(saved);
         Ok(stored)
     }
 
@@ -101,7 +104,10 @@ impl Light {
     /// without such a document, from nothing. `None` when that needs automerge, also where the pieces are damaged.
     pub fn restore(stored: Option<&[u8]>, changes: &[impl AsRef<[u8]>], actor: &[u8]) -> Option<Self> {
         let mut light = match stored {
-            Some(stored) => Self::decode(stored, actor)?,
+            Some(stored) => {
+                let (known, saved) = split_stored(stored).ok()?;
+                Self::decode(known?, saved.len(), actor)?
+            }
             None => Self::empty(actor),
         };
         for piece in changes {

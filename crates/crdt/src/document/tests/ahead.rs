@@ -497,7 +497,7 @@ fn changes_ahead_are_bounded() {
         document.patch(&[operation], None, &plain(), 0).unwrap();
         most = most.max(document.ahead.len());
     }
-    assert_eq!(most, 64);
+    assert_eq!(most, 256);
     assert_eq!((document.history_changes(), text(&document)), (1_000, r#"{"x":999}"#.into()));
     for n in 0..1_000 {
         let operation = PatchOp::Set { path: pointer(&format!("/k{n}")), value: Json::Int(n) };
