@@ -205,37 +205,42 @@ impl Documents {
     /// The document of a life of a key: from memory, from the store, or empty.
     pub(crate) fn get(&mut self, store: &Store, place: Place<'_>) -> Result<&mut Held, LoadError> {
         let (shard, key, life) = place;
-        let found = self.held(shard, key).is_some_and(|held| held.life == life);
-        self.looked_up.0 += u64::from(found);
-        self.looked_up.1 += u64::from(!found);
-        self.open(store, place)
-    }
-
-    fn open(&mut self, store: &Store, place: Place<'_>) -> Result<&mut Held, LoadError> {
-        let (shard, key, life) = place;
         self.uses += 1;
-        if self.held(shard, key).is_none_or(|held| held.life != life) {
-            let held = self.load(store, place, None)?;
-            self.forget(shard, key);
-            self.insert(shard, key.to_owned(), Box::new(held));
-        }
         let uses = self.uses;
-        let Some(held) = self.held(shard, key) else { unreachable!("inserted above") };
+        let found = self.held(shard, key).filter(|held| held.life == life);
+        let Some(held) = found else {
+            self.looked_up.1 += 1;
+            return self.open(store, place);
+        };
         let (before, is_whole) = (std::mem::replace(&mut held.used, uses), held.is_whole());
+        self.looked_up.0 += 1;
         let tier = self.tier(is_whole);
         if let Some(name) = tier.used.remove(&before) {
             tier.used.insert(uses, name);
         }
-        let Some(held) = self.held(shard, key) else { unreachable!("it was just there") };
+        self.open(store, place)
+    }
+
+    /// [`Self::get`], not counted as a use.
+    fn open(&mut self, store: &Store, place: Place<'_>) -> Result<&mut Held, LoadError> {
+        let (shard, key, life) = place;
+        if self.held(shard, key).is_none_or(|held| held.life != life) {
+            let held = self.load(store, place, None)?;
+            self.forget(shard, key);
+            self.uses += 1;
+            self.insert(shard, key.to_owned(), Box::new(held));
+        }
+        let Some(held) = self.held(shard, key) else { unreachable!("inserted above") };
         Ok(held)
     }
 
     /// The document with its history.
     fn whole(&mut self, store: &Store, place: Place<'_>) -> Result<&mut Document, LoadError> {
         let (shard, key, _) = place;
-        if let State::Light(light) = &self.open(store, place)?.state {
-            let light = light.clone();
-            let held = self.load(store, place, Some(&light))?;
+        if let Held { state: State::Light(light), used, .. } = self.open(store, place)? {
+            let (light, used) = (light.clone(), *used);
+            let mut held = self.load(store, place, Some(&light))?;
+            held.used = used;
             self.forget(shard, key);
             self.insert(shard, key.to_owned(), Box::new(held));
         }
