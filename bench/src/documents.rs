@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use tropism_crdt::document::{Document, PatchOp, Paths, PeerChange};
+use tropism_crdt::document::{Document, Light, PatchOp, Paths, PeerChange, Tried};
 use tropism_crdt::json::{Json, JsonLimits, PathPattern, Pointer, parse};
 use tropism_crdt::{ExpiryChange, NodeId};
 use tropism_placement::{Regions, ScopeName};
@@ -228,17 +228,45 @@ fn counter(rows: &mut Rows<'_>) -> Result<()> {
 fn cold(rows: &mut Rows<'_>) -> Result<()> {
     let mut document = Document::empty(&actor(0));
     document.replace(&small(0)?, None, &Paths::default(), 0)?;
-    let saved = document.save();
+    let stored = document.to_stored()?;
     rows.measure("cold: load of 200 B", 2_000, |_| {
-        black_box(Document::load(&saved, &actor(0))?);
+        black_box(Document::load(&stored, &actor(0))?);
         Ok(())
     })?;
     rows.measure("cold: load, patch, heads, JSON, save of 200 B", 2_000, |n| {
-        let mut document = Document::load(&saved, &actor(0))?;
+        let mut document = Document::load(&stored, &actor(0))?;
         document.patch(&set("/visits", n as i64 + 1_000)?, None, &Paths::default(), 0)?;
         black_box((document.heads(), document.to_canonical_json(), document.save()));
         Ok(())
-    })
+    })?;
+    for (saved, behind) in [(50, 0), (50, 10), (50, 50), (50, 100), (10_000, 0), (10_000, 500)] {
+        let mut document = Document::empty(&actor(0));
+        document.replace(&small(0)?, None, &Paths::default(), 0)?;
+        edits(&mut document, saved, 1_000)?;
+        let stored = document.to_stored()?;
+        let pieces = [edits(&mut document, behind, 1_000_000)?.concat()];
+        let name = format!("of {saved} edits saved and {behind} behind");
+        let count = if saved > 1_000 { 20 } else { 500 };
+        rows.measure(&format!("cold: light, patch, {name}"), count, |n| {
+            let light = Light::restore(Some(&stored), &pieces, &actor(0));
+            let mut light = light.context("a light state")?;
+            let tried = light.patch(&set("/visits", n as i64 + 10_000_000)?, None, &Paths::default(), 0)?;
+            ensure!(matches!(tried, Tried::Done(Some(_))));
+            Ok(())
+        })?;
+        rows.measure(&format!("cold: whole {name}"), count, |_| {
+            let mut document = Document::load(&stored, &actor(0))?;
+            document.restore(&pieces)?;
+            Ok(())
+        })?;
+        rows.measure(&format!("cold: whole, saved again, {name}"), count, |_| {
+            let mut document = Document::load(&stored, &actor(0))?;
+            document.restore(&pieces)?;
+            black_box(document.to_stored()?);
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn json_out(rows: &mut Rows<'_>) -> Result<()> {

@@ -323,7 +323,7 @@ impl Replica {
         let raw: Vec<&[u8]> = batch.iter().map(|change| change.bytes).collect();
         if row.parked.is_none() {
             let outcome = self.documents.apply(store, (id, key, life), batch);
-            let (document, applied, refused) = match outcome {
+            let (held, applied, refused) = match outcome {
                 Ok(outcome) => outcome,
                 Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
                 Err(error) => {
@@ -333,9 +333,9 @@ impl Replica {
                     return Ok(());
                 }
             };
-            let heads = document.heads().hashes().to_vec();
-            row.cell.content = Content::Document { heads, json: document.shown() };
-            self.documents.save(store, id, key, &raw[..applied]);
+            let (heads, json) = held.shown();
+            row.cell.content = Content::Document { heads: heads.hashes().to_vec(), json };
+            self.documents.save(store, id, key, &raw[..applied])?;
             self.note_history(id, key);
             if let Some(reason) = refused {
                 let reason = reason.to_string();

@@ -204,8 +204,8 @@ impl Replica {
         match ours {
             Some(Content::Document { heads: own, .. }) if own == heads => {}
             Some(Content::Document { .. }) => {
-                let missing = match self.documents.get(store, id, key, life) {
-                    Ok(loaded) => document.changes_beyond(&loaded.document),
+                let missing = match self.documents.whole(store, (id, key, life)) {
+                    Ok(ours) => document.changes_beyond(ours),
                     Err(LoadError::Store(error @ StoreError::Engine(_))) => {
                         return Err(error.into());
                     }
@@ -230,7 +230,13 @@ impl Replica {
                 }
             }
             _ => {
-                self.documents.put(store, (id, key, life), state.saved.as_deref(), &state.changes)?;
+                match document.to_stored() {
+                    Ok(saved) => self.documents.put(store, (id, key, life), &saved)?,
+                    Err(error) => {
+                        self.park_state(row, refused(error.to_string()));
+                        return Ok(());
+                    }
+                }
                 let heads = document.heads().hashes().to_vec();
                 row.cell.content = Content::Document { heads, json: document.shown() };
             }

@@ -112,7 +112,8 @@ impl Replica {
             let scope = counted.is_parked().then(|| scope_of(store, shard)).flatten();
             digests.extend(self.census.pass(shard, &counted, scope));
             let alive = row.cell.alive();
-            let settled = row.commit < store.open_commit(); // what this turn wrote is looked at in the next round
+            // What this turn wrote, and what is not merged with what came of it, is looked at in the next round.
+            let settled = row.commit < store.open_commit() && !self.transfers.is_settling(shard);
             if settled && (alive && row.cell.expired(now.wall_ms) || !alive && row.commit <= stable) {
                 due.push((shard, key, row));
             }

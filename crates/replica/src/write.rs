@@ -5,7 +5,9 @@ use thiserror::Error;
 use tropism_crdt::cell::{Cell, Content, Counter};
 use tropism_crdt::clock::ClockError;
 use tropism_crdt::codec::Reader;
-use tropism_crdt::document::{DocumentError, Heads, MAX_HEADS, PatchError, PatchErrorKind, PatchOp, Paths};
+use tropism_crdt::document::{
+    Document, DocumentError, Heads, Light, MAX_HEADS, PatchError, PatchErrorKind, PatchOp, Paths, Tried,
+};
 use tropism_crdt::json::{Json, Pointer};
 use tropism_crdt::{Body, Change, ExpiryChange, Origin, RequestId, Stamp, TraceContext};
 use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, ScopeId, ScopeName, ShardId};
@@ -409,7 +411,7 @@ impl Replica {
         if let (Some(content), Body::Document { change: raw }) = (edited, &change.body) {
             row.cell.content = content;
             if !raw.is_empty() {
-                self.documents.save(store, id, &change.key, &[raw]);
+                self.documents.save(store, id, &change.key, &[raw])?;
                 self.note_history(id, &change.key);
             }
         }
@@ -591,52 +593,62 @@ impl Replica {
             };
         let none = Paths::default();
         let paths = self.paths.get(record.rule.as_ref()).unwrap_or(&none);
-        let document = match self.documents.get(store, id, &write.key, life) {
-            Ok(loaded) => &mut loaded.document,
-            Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
-            Err(LoadError::Store(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
-            Err(LoadError::Document(error)) => return Ok(Err(WriteError::Damaged(error.to_string()))),
+        let place = (id, &write.key[..], life);
+        let held = match self.documents.get(store, place) {
+            Ok(held) => held,
+            Err(error) => return damaged(error),
         };
         let policy = &record.policy;
-        if document.history_changes() >= policy.history_changes {
-            let what = format!("{} changes", document.history_changes());
+        if held.history_changes() >= policy.history_changes {
+            let what = format!("{} changes", held.history_changes());
             return Ok(Err(WriteError::HistoryFull { what, limit: policy.history_changes }));
         }
-        if document.history_bytes() as u64 >= policy.history_bytes {
-            let what = format!("{} bytes", document.history_bytes());
+        if held.history_bytes() as u64 >= policy.history_bytes {
+            let what = format!("{} bytes", held.history_bytes());
             return Ok(Err(WriteError::HistoryFull { what, limit: policy.history_bytes }));
         }
+        let base = base.as_ref();
         let seconds = i64::try_from(stamp.unix_ms() / 1_000).unwrap_or(i64::MAX);
-        let outcome = match &write.op {
+        let light = |document: &mut Light| match &write.op {
+            // What is left of an expired life is removed first, see below.
+            WriteOp::Patch { operations, .. } if existed || document.history_changes() == 0 => {
+                document.patch(operations, base, paths, seconds).map_err(WriteError::from)
+            }
+            WriteOp::PutDocument { value, .. } => {
+                document.replace(value, base, paths, seconds).map_err(WriteError::from)
+            }
+            _ => Ok(Tried::NeedsAutomerge),
+        };
+        let whole = |document: &mut Document| match &write.op {
             WriteOp::Patch { operations, .. } if !existed => {
-                // What is left of an expired life is removed first.
                 let empty = PatchOp::Set { path: Pointer::root(), value: Json::Object(Default::default()) };
                 let all: Vec<PatchOp> = std::iter::once(empty).chain(operations.iter().cloned()).collect();
-                document.patch(&all, base.as_ref(), paths, seconds).map_err(|mut error| {
+                document.patch(&all, base, paths, seconds).map_err(|mut error| {
                     error.op_index = error.op_index.and_then(|index| index.checked_sub(1));
                     WriteError::from(error)
                 })
             }
             WriteOp::Patch { operations, .. } => {
-                document.patch(operations, base.as_ref(), paths, seconds).map_err(WriteError::from)
+                document.patch(operations, base, paths, seconds).map_err(WriteError::from)
             }
             WriteOp::PutDocument { value, .. } => {
-                document.replace(value, base.as_ref(), paths, seconds).map_err(WriteError::from)
+                document.replace(value, base, paths, seconds).map_err(WriteError::from)
             }
             _ => Ok(None),
         };
-        match outcome {
-            Ok(change) => {
-                let heads = document.heads().hashes().to_vec();
-                let content = Content::Document { heads, json: document.shown() };
+        match self.documents.edit(store, place, light, whole) {
+            Ok(Ok((change, held))) => {
+                let (heads, json) = held.shown();
+                let content = Content::Document { heads: heads.hashes().to_vec(), json };
                 Ok(Ok((change.unwrap_or_default().into(), content)))
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 if error.spoils_document() {
                     self.documents.forget(id, &write.key); // the store has it as it was
                 }
                 Ok(Err(error))
             }
+            Err(error) => damaged(error),
         }
     }
 
@@ -673,6 +685,14 @@ impl Replica {
             expiry,
             body,
         })
+    }
+}
+
+/// A write of a document that could not be had.
+fn damaged<T>(error: LoadError) -> Result<Result<T, WriteError>, ReplicaError> {
+    match error {
+        LoadError::Store(error @ StoreError::Engine(_)) => Err(error.into()),
+        error => Ok(Err(WriteError::Damaged(error.to_string()))),
     }
 }
 

@@ -1080,3 +1080,117 @@ fn a_log_that_is_larger_than_allowed_loses_what_every_member_holds_and_nothing_e
     assert!(log(&pair, 1).log_bytes <= KEEP_BYTES, "where they came in one commit, they go as one");
     assert_eq!(pair.keys(1), [40, 0, 0, 0]);
 }
+
+/// What is stored of a document, read by automerge.
+fn stored(node: &Node, key: &str) -> Document {
+    let mut document = Document::empty(b"reader");
+    let mut changes = Vec::new();
+    for (part, piece) in node.store.edits(shard("docs"), key, 0).unwrap() {
+        match part {
+            0 => document = Document::load(&piece, b"reader").unwrap(),
+            _ => changes.push(piece),
+        }
+    }
+    document.restore(&changes).unwrap();
+    document
+}
+
+fn patch(operations: Vec<PatchOp>) -> WriteOp {
+    WriteOp::Patch { operations, base: None }
+}
+
+fn set(path: &str, value: &str) -> PatchOp {
+    let value = parse(value.as_bytes(), &JsonLimits::default()).unwrap();
+    PatchOp::Set { path: Pointer::parse(path).unwrap(), value }
+}
+
+impl Pair {
+    /// Both members show what automerge makes of what each has stored.
+    fn check_stored(&self, key: &str) {
+        for (at, node) in self.nodes.iter().enumerate() {
+            let mut document = stored(node, key);
+            assert_eq!(self.json(at, key).as_bytes(), &document.shown()[..], "{key} at {at}");
+            let Content::Document { heads, .. } = self.value(at, "docs", key).cell.content else { panic!() };
+            assert_eq!(heads, document.heads().hashes(), "{key} at {at}");
+        }
+        assert_eq!(self.json(0, key), self.json(1, key));
+    }
+}
+
+#[test]
+fn more_documents_than_fit_in_memory_are_edited_with_and_without_their_histories() {
+    let mut pair = Pair::linked();
+    let keys: Vec<String> = (0..120).map(|n| format!("d{n:03}")).collect();
+    for key in &keys {
+        // The list needs automerge, at both members.
+        pair.write(0, write("docs", key, document(r#"{"l":[{"k":0}],"n":1,"s":"x"}"#))).unwrap();
+    }
+    pair.settle();
+    for round in 0..6 {
+        for (at, key) in keys.iter().enumerate() {
+            let writer = (at + round) % 2;
+            let plain = vec![set("/s", &format!("\"{round}\"")), set("/l/0/k", &round.to_string())];
+            pair.write(writer, write("docs", key, patch(plain))).unwrap();
+            if at % 7 == round {
+                // Nobody has seen the other's.
+                let by = PatchOp::Increment { path: Pointer::parse("/n").unwrap(), by: 2 };
+                pair.write(1 - writer, write("docs", key, patch(vec![set("/s", "null"), by]))).unwrap();
+            }
+            if at % 11 == round {
+                pair.write(writer, write("docs", key, patch(vec![set("/l", "[{\"k\":7}]")]))).unwrap();
+            }
+            pair.settle();
+        }
+        for key in keys.iter().step_by(5) {
+            pair.check_stored(key);
+        }
+        pair.wait_ms(50);
+        for at in 0..2 {
+            let status = pair.status(at);
+            let cache = status.caches.iter().find(|cache| cache.name == "documents").unwrap();
+            assert!(cache.bytes <= cache.limit, "{} of {} bytes", cache.bytes, cache.limit);
+            assert_eq!(cache.entries, keys.len(), "without their histories there is room for all");
+        }
+        if round == 3 {
+            pair.restart(1);
+            pair.turn(0, Input::LinkDown(id(1)));
+            pair.link();
+            pair.wait_ms(1_100);
+        }
+    }
+    for key in &keys {
+        pair.check_stored(key);
+    }
+}
+
+#[test]
+fn a_history_of_plain_edits_is_saved_again_as_it_grows() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document(r#"{"n":0,"s":"x"}"#))).unwrap();
+    pair.settle();
+    let (mut saves, mut saved) = (0, None);
+    for n in 0..1_400 {
+        let by = PatchOp::Increment { path: Pointer::parse("/n").unwrap(), by: 1 };
+        let plain = vec![set("/s", &format!("\"{n}\"")), by];
+        pair.write(n / 3 % 2, write("docs", "d", patch(plain))).unwrap();
+        pair.settle();
+        let pieces = pair.nodes[0].store.edits(shard("docs"), "d", 0).unwrap();
+        let first = pieces.iter().find(|(part, _)| *part == 0).map(|(_, piece)| piece.clone());
+        let behind: usize = pieces.iter().filter(|(part, _)| *part > 0).map(|(_, piece)| piece.len()).sum();
+        let most = first.as_ref().map_or(0, Bytes::len).saturating_mul(4).max(8 << 10);
+        assert!(behind <= most, "{behind} bytes behind {most}");
+        if first != saved {
+            (saves, saved) = (saves + 1, first);
+            pair.check_stored("d");
+        }
+        if n % 500 == 250 {
+            pair.restart(0);
+            pair.turn(1, Input::LinkDown(id(0)));
+            pair.link();
+            pair.wait_ms(1_100);
+        }
+    }
+    assert!((8..40).contains(&saves), "{saves} saves");
+    pair.check_stored("d");
+    assert_eq!(pair.json(1, "d"), r#"{"n":1400,"s":"1399"}"#);
+}

@@ -5,22 +5,20 @@
 //! automerge would have written, to the byte: tests compare them, and the gate of every other member would refuse what
 //! is not.
 
-use std::collections::BTreeSet;
-
 use automerge::ActorId;
 use hexane::{DeltaEncoder, Encoder, EncoderApi};
 use sha2::{Digest, Sha256};
 
 use super::gate::{CHANGE_CHUNK, MAGIC};
 use crate::codec::{put_bytes, put_varint};
-use crate::json::Json;
+use crate::json::{Json, write_bool, write_float, write_int, write_string, write_uint};
 
-/// The name of an operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The name of an operation. Automerge counts operations in 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OpId {
-    pub(super) counter: u64,
-    /// `None`: the change's own actor.
-    pub(super) actor: Option<ActorId>,
+    pub(super) counter: u32,
+    /// Which of the document's authors.
+    pub(super) author: u16,
 }
 
 /// An operation on one entry of a map.
@@ -31,15 +29,54 @@ pub(super) struct MapOp<'a> {
     pub(super) key: &'a str,
     pub(super) action: Action<'a>,
     /// The values there that it has seen, ascending.
-    pub(super) seen: Vec<OpId>,
+    pub(super) seen: &'a [OpId],
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Action<'a> {
-    /// Sets a value that is neither array nor object.
-    Put(&'a Json),
+    Put(Scalar<'a>),
+    /// Sets a new counter.
+    PutCounter(i64),
     Delete,
     Increment(i64),
+}
+
+/// A value that is neither array nor object.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scalar<'a> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    /// Above i64's range.
+    Uint(u64),
+    Float(f64),
+    String(&'a str),
+}
+
+impl<'a> Scalar<'a> {
+    pub(super) fn of(value: &'a Json) -> Option<Self> {
+        Some(match value {
+            Json::Null => Self::Null,
+            Json::Bool(value) => Self::Bool(*value),
+            Json::Int(value) => Self::Int(*value),
+            Json::Uint(value) => Self::Uint(*value),
+            Json::Float(value) => Self::Float(*value),
+            Json::String(text) => Self::String(text),
+            Json::Array(_) | Json::Object(_) => return None,
+        })
+    }
+
+    /// Appends it as canonical JSON.
+    pub(super) fn write(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Null => out.extend_from_slice(b"null"),
+            Self::Bool(value) => write_bool(value, out),
+            Self::Int(value) => write_int(value, out),
+            Self::Uint(value) => write_uint(value, out),
+            Self::Float(value) => write_float(value, out),
+            Self::String(text) => write_string(text, out),
+        }
+    }
 }
 
 /// Everything a change says besides its operations.
@@ -53,18 +90,24 @@ pub(super) struct Head<'a> {
     pub(super) dependencies: &'a [[u8; 32]],
 }
 
-/// The change and its hash.
-pub(super) fn encode(head: &Head<'_>, operations: &[MapOp<'_>]) -> (Vec<u8>, [u8; 32]) {
+/// The change and its hash. `actor_of` says who an author is; every author that is named is one of them.
+pub(super) fn encode<'a>(
+    head: &Head<'_>,
+    operations: &[MapOp<'_>],
+    actor_of: impl Fn(u16) -> &'a ActorId,
+) -> (Vec<u8>, [u8; 32]) {
     // Actors are numbered: the change's own, then the others it names, ascending.
-    let named = |operation: &'_ MapOp<'_>| {
-        let ids = operation.map.iter().chain(&operation.seen);
-        ids.filter_map(|id| id.actor.clone()).collect::<Vec<_>>()
-    };
-    let others: Vec<ActorId> =
-        operations.iter().flat_map(named).collect::<BTreeSet<_>>().into_iter().collect();
-    let number = |id: &OpId| match &id.actor {
-        None => 0,
-        Some(actor) => 1 + others.partition_point(|other| other < actor) as u64,
+    let mut others: Vec<(&ActorId, u16)> = Vec::new();
+    for id in operations.iter().flat_map(|operation| operation.map.iter().chain(operation.seen)) {
+        if !others.iter().any(|(_, author)| *author == id.author) {
+            others.push((actor_of(id.author), id.author));
+        }
+    }
+    others.retain(|(actor, _)| *actor != head.actor);
+    others.sort_unstable();
+    let number = |id: &OpId| {
+        let other = others.iter().position(|(_, author)| *author == id.author);
+        other.map_or(0, |at| 1 + at as u64)
     };
 
     let mut data = Vec::with_capacity(64);
@@ -76,13 +119,13 @@ pub(super) fn encode(head: &Head<'_>, operations: &[MapOp<'_>]) -> (Vec<u8>, [u8
     };
     let maps = || operations.iter().map(|operation| operation.map.as_ref());
     column(0x01, Encoder::<Option<u64>>::encode_to_unless(&mut data, maps().map(|m| m.map(number)), None));
-    let counters = maps().map(|map| map.map(|id| id.counter));
+    let counters = maps().map(|map| map.map(|id| u64::from(id.counter)));
     column(0x02, Encoder::<Option<u64>>::encode_to_unless(&mut data, counters, None));
     let keys = operations.iter().map(|operation| Some(operation.key));
     column(0x15, Encoder::<Option<String>>::encode_to_unless(&mut data, keys, None));
     column(0x34, Encoder::<bool>::encode_to(&mut data, operations.iter().map(|_| false)));
     let actions = operations.iter().map(|operation| match operation.action {
-        Action::Put(_) => 1,
+        Action::Put(_) | Action::PutCounter(_) => 1,
         Action::Delete => 3,
         Action::Increment(_) => 5,
     });
@@ -94,10 +137,9 @@ pub(super) fn encode(head: &Head<'_>, operations: &[MapOp<'_>]) -> (Vec<u8>, [u8
     data.extend_from_slice(&values);
     let counts = operations.iter().map(|operation| operation.seen.len() as u64);
     column(0x70, Encoder::<u64>::encode_to(&mut data, counts));
-    let seen = || operations.iter().flat_map(|operation| &operation.seen);
+    let seen = || operations.iter().flat_map(|operation| operation.seen);
     column(0x71, Encoder::<u64>::encode_to(&mut data, seen().map(number)));
-    // Automerge counts operations in 32 bits.
-    column(0x73, DeltaEncoder::<i64>::encode_to(&mut data, seen().map(|id| id.counter as i64)));
+    column(0x73, DeltaEncoder::<i64>::encode_to(&mut data, seen().map(|id| i64::from(id.counter))));
 
     let mut body = Vec::with_capacity(96 + 32 * head.dependencies.len() + data.len());
     put_varint(&mut body, head.dependencies.len() as u64);
@@ -108,7 +150,7 @@ pub(super) fn encode(head: &Head<'_>, operations: &[MapOp<'_>]) -> (Vec<u8>, [u8
     put_signed(&mut body, head.time);
     put_bytes(&mut body, b""); // no message
     put_varint(&mut body, others.len() as u64);
-    for other in &others {
+    for (other, _) in &others {
         put_bytes(&mut body, other.to_bytes());
     }
     put_varint(&mut body, columns.len() as u64);
@@ -132,28 +174,32 @@ pub(super) fn encode(head: &Head<'_>, operations: &[MapOp<'_>]) -> (Vec<u8>, [u8
 fn value(action: Action<'_>, out: &mut Vec<u8>) -> u64 {
     let start = out.len();
     let kind = match action {
-        Action::Delete | Action::Put(Json::Null | Json::Array(_) | Json::Object(_)) => 0,
-        Action::Put(Json::Bool(false)) => 1,
-        Action::Put(Json::Bool(true)) => 2,
-        Action::Put(Json::Uint(value)) => {
-            put_varint(out, *value);
+        Action::Delete | Action::Put(Scalar::Null) => 0,
+        Action::Put(Scalar::Bool(false)) => 1,
+        Action::Put(Scalar::Bool(true)) => 2,
+        Action::Put(Scalar::Uint(value)) => {
+            put_varint(out, value);
             3
         }
-        Action::Put(Json::Int(value)) => {
-            put_signed(out, *value);
+        Action::Put(Scalar::Int(value)) => {
+            put_signed(out, value);
             4
         }
         Action::Increment(by) => {
             put_signed(out, by);
             4
         }
-        Action::Put(Json::Float(value)) => {
+        Action::Put(Scalar::Float(value)) => {
             out.extend_from_slice(&value.to_le_bytes());
             5
         }
-        Action::Put(Json::String(text)) => {
+        Action::Put(Scalar::String(text)) => {
             out.extend_from_slice(text.as_bytes());
             6
+        }
+        Action::PutCounter(value) => {
+            put_signed(out, value);
+            8
         }
     };
     ((out.len() - start) as u64) << 4 | kind

@@ -31,7 +31,7 @@ const BRANCH_MARK: [u8; 4] = [0x13, 0xb2, 0x23, 0x09];
 /// Most values one change says it overwrites: each of its operations ten concurrent ones.
 const MAX_CHANGE_PREDECESSORS: usize = 10 * MAX_CHANGE_OPS;
 /// Most operations in the history of one document: automerge counts them in 32 bits.
-const MAX_OPERATION_NUMBER: u64 = 1 << 31;
+pub(super) const MAX_OPERATION_NUMBER: u64 = 1 << 31;
 
 /// A change of a peer.
 #[derive(Debug, Clone, Copy)]
@@ -157,29 +157,51 @@ impl Document {
     /// See [`GateErrorKind`]; the document is as it was, or spoiled: see [`GateError::spoiled`]. A change that makes
     /// automerge panic is refused too (the panic hook sees it).
     pub fn apply(&mut self, changes: &[PeerChange<'_>]) -> Result<Applied, GateError> {
-        let panicked = || GateErrorKind::Refused { problem: "panicked".to_owned() };
-        self.settle().map_err(|error| GateError {
-            change: None,
-            kind: GateErrorKind::Refused { problem: error.to_string() },
-            spoiled: true,
+        // What is a chain of plain edits needs no automerge.
+        let mut ahead = 0;
+        while let Some(change) = changes.get(ahead) {
+            if !self.apply_ahead(*change).map_err(unsettled)? {
+                break;
+            }
+            ahead += 1;
+        }
+        if ahead == changes.len() {
+            return Ok(Applied { applied: ahead, known: 0 });
+        }
+        let Applied { applied, known } = self.merge(&changes[ahead..]).map_err(|error| GateError {
+            change: error.change.map(|index| ahead + index),
+            spoiled: error.spoiled || ahead > 0, // what went ahead is there already
+            kind: error.kind,
         })?;
+        Ok(Applied { applied: ahead + applied, known })
+    }
+
+    /// [`Self::apply`] by automerge.
+    pub(super) fn merge(&mut self, changes: &[PeerChange<'_>]) -> Result<Applied, GateError> {
+        self.settle().map_err(unsettled)?;
+        let panicked = || GateErrorKind::Refused { problem: "panicked".to_owned() };
         let mut batch = Batch::default();
         for (index, change) in changes.iter().enumerate() {
             let result = catch_unwind(AssertUnwindSafe(|| batch.examine(&self.automerge, *change)));
             let refused = |kind| GateError { change: Some(index), kind, spoiled: false };
             result.unwrap_or_else(|_| Err(panicked())).map_err(refused)?;
         }
-        let (applied, bytes) = (batch.changes.len(), batch.bytes);
+        let applied = batch.changes.len();
         if applied > 0 {
-            self.ahead.merged(self.automerge.get_actor(), batch.changes.iter());
+            let taken = batch.changes.clone();
             let result = catch_unwind(AssertUnwindSafe(|| batch.apply(&mut self.automerge)));
             let refused = |kind| GateError { change: None, kind, spoiled: true };
             let (shown, shape) = result.unwrap_or_else(|_| Err(panicked())).map_err(refused)?;
-            (self.shown, self.bound) = (Some(shown.into()), Some(shape));
-            self.history_bytes += bytes;
+            self.light.merged(self.automerge.get_heads(), taken);
+            (self.light.shown, self.light.bound) = (Some(shown.into()), Some(shape));
         }
         Ok(Applied { applied, known: changes.len() - applied })
     }
+}
+
+/// Automerge does not take what is ahead of it.
+fn unsettled(error: DocumentError) -> GateError {
+    GateError { change: None, kind: GateErrorKind::Refused { problem: error.to_string() }, spoiled: true }
 }
 
 /// The changes that passed so far.
@@ -187,7 +209,6 @@ impl Document {
 struct Batch {
     changes: Vec<Change>,
     places: BTreeMap<[u8; 32], usize>,
-    bytes: usize,
 }
 
 impl Batch {
@@ -224,7 +245,6 @@ impl Batch {
             }
         }
         self.places.insert(hash.0, self.changes.len());
-        self.bytes += peer.bytes.len();
         self.changes.push(change);
         Ok(())
     }
@@ -307,7 +327,7 @@ fn check_operation(operation: &Op, number: u64) -> Passed {
 }
 
 /// Reads the headers and the run lengths of the columns, so that nothing is expanded that claims too much.
-fn check_headers(peer: PeerChange<'_>) -> Passed {
+pub(super) fn check_headers(peer: PeerChange<'_>) -> Passed {
     let mut r = Reader::new(peer.bytes);
     if r.array("magic")? != MAGIC {
         return Err(malformed("not automerge's format"));
@@ -511,7 +531,7 @@ fn as_count(number: u64) -> usize {
 }
 
 /// A signed LEB128 number.
-fn signed(r: &mut Reader<'_>) -> Passed<i64> {
+pub(super) fn signed(r: &mut Reader<'_>) -> Passed<i64> {
     let (mut value, mut shift) = (0_i64, 0);
     loop {
         let byte = r.u8("signed number")?;

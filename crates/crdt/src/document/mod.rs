@@ -4,16 +4,19 @@
 //! Clients never send automerge bytes. They send JSON ([`Document::replace`]) or typed operations ([`Document::patch`]);
 //! this module turns either into the smallest edit that makes the document show what was asked for, so that what two
 //! regions changed apart merges. Each write is one automerge change, whose bytes travel to the other members, where
-//! [`Document::apply`] is the gate they pass before automerge sees them. Edits of plain entries of objects are written
-//! as changes without automerge, which gets them later, several together (`ahead.rs`).
+//! [`Document::apply`] is the gate they pass before automerge sees them. Edits of plain entries of objects are made and
+//! taken without automerge, which gets them later, several together (`ahead.rs`), or not before something else asks for
+//! the history: a [`Light`] is a document whose history is in the store only.
 //!
 //! Everything is a pure function of its arguments: the actor and the time come from the caller. Automerge draws a random
 //! actor in its constructors; it is replaced before it can author anything.
 
 mod ahead;
+mod decode;
 mod diff;
 mod encode;
 mod gate;
+mod light;
 mod patch;
 mod restore;
 mod show;
@@ -34,10 +37,10 @@ use thiserror::Error;
 use crate::json::{Json, JsonLimits, MAX_ITEMS, MAX_JSON_BYTES, PathPattern, parse};
 
 pub use gate::{Applied, GateError, GateErrorKind, PeerChange};
+pub use light::{Light, Tried};
 pub use patch::{MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, from_json_patch, from_merge_patch};
 pub use restore::MadeChange;
 
-use ahead::{Ahead, Tried};
 use diff::Writer;
 use gate::check_made;
 use show::{Shape, View};
@@ -240,14 +243,10 @@ impl From<AutomergeError> for DocumentError {
 #[derive(Debug, Clone)]
 pub struct Document {
     automerge: Automerge,
-    /// Changes made since that automerge does not have yet.
-    ahead: Ahead,
-    /// Bytes this was loaded from and of the changes since.
-    history_bytes: usize,
-    /// What the document shows, when it is known.
-    shown: Option<Bytes>,
-    /// What the document shows is at most as large as this, when it is known: most writes need no measuring.
-    bound: Option<Shape>,
+    /// Changes that automerge does not have yet, with their hashes, each on top of the one before.
+    ahead: Vec<([u8; 32], Vec<u8>)>,
+    /// What is known without automerge, the changes ahead of it included.
+    light: Light,
 }
 
 impl Document {
@@ -255,10 +254,10 @@ impl Document {
     pub fn empty(actor: &[u8]) -> Self {
         let automerge =
             Automerge::new_with_encoding(TextEncoding::UnicodeCodePoint).with_actor(ActorId::from(actor));
-        Self { automerge, ahead: Ahead::default(), history_bytes: 0, shown: None, bound: None }
+        Self { automerge, ahead: Vec::new(), light: Light::empty(actor) }
     }
 
-    /// Reads what [`Self::save`] wrote; writes will be `actor`'s. The bytes must come from this node's own store: a
+    /// Reads what [`Self::save`] or [`Self::to_stored`] wrote; writes will be `actor`'s. The bytes must come from this node's own store: a
     /// hostile document could inflate without bound.
     ///
     /// # Errors
@@ -269,13 +268,23 @@ impl Document {
             .verification_mode(VerificationMode::Check)
             .text_encoding(TextEncoding::UnicodeCodePoint);
         let damaged = |problem| DocumentError::Damaged { problem };
+        let (known, bytes) = restore::split_stored(bytes).map_err(|error| damaged(error.to_string()))?;
         // A damaged document can make automerge panic; nothing outlives the call but its result.
         let automerge = catch_unwind(AssertUnwindSafe(|| Automerge::load_with_options(bytes, options)))
             .map_err(|_| damaged("automerge panicked".to_owned()))?
             .map_err(|error| damaged(error.to_string()))?
             .with_actor(ActorId::from(actor));
-        let history_bytes = bytes.len();
-        Ok(Self { automerge, ahead: Ahead::default(), history_bytes, shown: None, bound: None })
+        let known = known.and_then(|known| Light::decode(known, bytes.len(), actor));
+        let heads = automerge.get_heads();
+        let light = match known.filter(|light| light.heads().to_automerge() == heads) {
+            Some(light) => light,
+            None => {
+                let metas = automerge.get_changes_meta(&[]);
+                let changes = metas.iter().map(|meta| (&*meta.actor, meta.seq, meta.hash.0, meta.max_op));
+                Light::of_history(ActorId::from(actor), heads, changes, bytes.len())
+            }
+        };
+        Ok(Self { automerge, ahead: Vec::new(), light })
     }
 
     /// The whole history as bytes. Shorter after [`Self::settle`].
@@ -284,22 +293,20 @@ impl Document {
         if bytes.len() > DEFLATE_ABOVE_BYTES {
             bytes = self.automerge.save();
         }
-        bytes.extend(self.ahead.raw().flatten());
+        bytes.extend(self.ahead.iter().flat_map(|(_, change)| change));
         bytes
     }
 
     /// The version.
     pub fn heads(&self) -> Heads {
-        if let Some(head) = self.ahead.head() {
-            return Heads(vec![head]);
-        }
-        Heads::from_hashes(self.automerge.get_heads().into_iter().map(|hash| hash.0).collect())
+        self.light.heads()
     }
 
     /// Whether this document has seen that version.
     pub fn has_seen(&self, heads: &Heads) -> bool {
         let known = |hash: &[u8; 32]| {
-            self.automerge.get_change_meta_by_hash(&ChangeHash(*hash)).is_some() || self.ahead.contains(hash)
+            self.automerge.get_change_meta_by_hash(&ChangeHash(*hash)).is_some()
+                || self.ahead.iter().any(|(ahead, _)| ahead == hash)
         };
         heads.0.iter().all(known)
     }
@@ -314,25 +321,34 @@ impl Document {
     /// Heap in bytes, estimated for the accounting of a cache.
     pub fn estimated_bytes(&self) -> usize {
         // Beside the operations live the texts and keys; the history holds each at most once.
-        let shown = self.shown.as_ref().map_or(0, Bytes::len);
-        let operations = self.automerge.stats().num_ops as usize + 2 * self.ahead.count();
-        DOCUMENT_HEAP_BYTES + operations * OPERATION_HEAP_BYTES + self.history_bytes + shown
+        let operations = self.automerge.stats().num_ops as usize;
+        let ahead: usize = self.ahead.iter().map(|(_, bytes)| bytes.len() + 72).sum();
+        DOCUMENT_HEAP_BYTES
+            + operations * OPERATION_HEAP_BYTES
+            + self.light.history_bytes()
+            + ahead
+            + self.light.estimated_bytes()
+    }
+
+    /// Changes that automerge does not have yet: it is given them, 10 us each and more, when it is asked for something.
+    pub fn changes_ahead(&self) -> usize {
+        self.ahead.len()
     }
 
     /// Changes in the history.
     pub fn history_changes(&self) -> u64 {
-        self.automerge.stats().num_changes + self.ahead.count() as u64
+        self.light.history_changes()
     }
 
-    /// Bytes of the history: as loaded, and the raw changes since.
+    /// Bytes of the history: as last stored or loaded, and the raw changes since.
     pub fn history_bytes(&self) -> usize {
-        self.history_bytes
+        self.light.history_bytes()
     }
 
     /// What the document shows, as canonical JSON. Where concurrent writes conflict this is automerge's winner, the
     /// same at every member with the same heads.
     pub fn to_canonical_json(&self) -> Vec<u8> {
-        match &self.shown {
+        match &self.light.shown {
             Some(shown) => shown.to_vec(),
             None => View::now(&self.automerge).canonical().0,
         }
@@ -340,12 +356,12 @@ impl Document {
 
     /// [`Self::to_canonical_json`], kept for the next write.
     pub fn shown(&mut self) -> Bytes {
-        match &self.shown {
+        match &self.light.shown {
             Some(shown) => shown.clone(),
             None => {
                 let (shown, shape) = View::now(&self.automerge).canonical();
-                self.bound = Some(shape);
-                self.shown.insert(shown.into()).clone()
+                self.light.bound = Some(shape);
+                self.light.shown.insert(shown.into()).clone()
             }
         }
     }
@@ -353,7 +369,7 @@ impl Document {
     /// What the document shows.
     pub fn to_json(&self) -> Json {
         // What is ahead is within the limits and parses.
-        let ahead = self.shown.as_deref().filter(|_| self.ahead.count() > 0);
+        let ahead = self.light.shown.as_deref().filter(|_| !self.ahead.is_empty());
         match ahead.and_then(|shown| parse(shown, &JsonLimits::default()).ok()) {
             Some(json) => json,
             None => View::now(&self.automerge).root().to_json(),
@@ -386,8 +402,10 @@ impl Document {
         let Json::Object(entries) = value else {
             return Err(DocumentError::RootNotObject { found: value.type_name() });
         };
-        if self.is_at(base)
-            && let Tried::Done(change) = self.replace_ahead(value, paths, time_seconds)?
+        self.shown();
+        if self.light.is_at(base)
+            && let Some(edits) = self.light.edits_to(value, paths)
+            && let Tried::Done(change) = self.write_ahead(&edits, paths, time_seconds)?
         {
             return Ok(change);
         }
@@ -414,8 +432,8 @@ impl Document {
         time_seconds: i64,
     ) -> Result<Option<Vec<u8>>, PatchError> {
         patch::check_count(operations.len())?;
-        if self.is_at(base)
-            && let Some(edits) = ahead::edits_of(operations)
+        if self.light.is_at(base)
+            && let Some(edits) = light::edits_of(operations)
             && let Tried::Done(change) = self.write_ahead(&edits, paths, time_seconds)?
         {
             return Ok(change);
@@ -427,11 +445,6 @@ impl Document {
         })
     }
 
-    /// Whether a write at `base` is one at the present version.
-    fn is_at(&self, base: Option<&Heads>) -> bool {
-        base.is_none_or(|base| *base == self.heads())
-    }
-
     /// Runs `edit`, which returns by how much the document can have grown, as one change at `base`.
     fn write<E: From<DocumentError>>(
         &mut self,
@@ -441,7 +454,7 @@ impl Document {
     ) -> Result<Option<Vec<u8>>, E> {
         let options = CommitOptions::default().with_time(time_seconds);
         self.settle()?;
-        let Some(base) = base.filter(|base| !self.is_at(Some(base))) else {
+        let Some(base) = base.filter(|base| !self.light.is_at(Some(base))) else {
             let before = self.automerge.get_heads();
             let mut transaction = self.automerge.transaction();
             let growth = edit(&mut transaction)?; // a transaction that is dropped rolls back
@@ -449,7 +462,7 @@ impl Document {
                 transaction.rollback();
                 return Ok(None);
             }
-            let bound = self.bound.map(|bound| bound.plus(growth)).filter(Shape::is_within_limits);
+            let bound = self.light.bound.map(|bound| bound.plus(growth)).filter(Shape::is_within_limits);
             let (shown, bound) = match bound {
                 Some(bound) => (None, bound),
                 None => {
@@ -458,7 +471,7 @@ impl Document {
                 }
             };
             let (hash, _) = transaction.commit_with(options);
-            (self.shown, self.bound) = (shown, Some(bound));
+            (self.light.shown, self.light.bound) = (shown, Some(bound));
             return Ok(hash.map(|hash| self.made(hash)).transpose()?);
         };
         if !self.has_seen(base) {
@@ -477,7 +490,7 @@ impl Document {
         }
         measure(&transaction, heads)?;
         let (hash, _) = transaction.commit_with(options);
-        (branched.shown, branched.bound) = (None, None);
+        (branched.light.shown, branched.light.bound) = (None, None);
         let Some(hash) = hash else { return Ok(None) };
         let actor = self.automerge.get_actor().to_bytes();
         let made = branched.automerge.get_change_meta_by_hash(&hash);
@@ -491,11 +504,10 @@ impl Document {
 
     /// The bytes of the change just committed, counted. They must be those that peers let through.
     fn made(&mut self, hash: ChangeHash) -> Result<Vec<u8>, DocumentError> {
-        self.ahead.made(&self.automerge, hash);
         let change = self.automerge.get_change_by_hash(&hash);
-        let bytes = change.map_or_else(Vec::new, |change| change.raw_bytes().to_vec());
+        let bytes = change.as_ref().map_or_else(Vec::new, |change| change.raw_bytes().to_vec());
         check_made(self.automerge.get_actor().to_bytes(), &bytes)?;
-        self.history_bytes += bytes.len();
+        self.light.merged(self.automerge.get_heads(), change);
         Ok(bytes)
     }
 }

@@ -1,14 +1,74 @@
-//! Bringing a stored document up to date with the changes stored behind it.
+//! A stored document, and bringing it up to date with the changes stored behind it.
+//!
+//! A document is stored as what is known of it without automerge, where that is all that plain edits ask for, and
+//! behind it as automerge saves it:
+//!
+//! ```text
+//! 1  length  light state  automerge's document
+//! ```
+//!
+//! Automerge's own begins with another byte, and stands alone where there is no light state.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::Change;
 
+use super::decode::actor_of;
 use super::gate::origin_of;
-use super::{Document, DocumentError, Heads};
-use crate::codec::{DecodeError, Reader};
+use super::{Document, DocumentError, Heads, Light, PeerChange};
+use crate::codec::{DecodeError, Reader, put_bytes};
+
+/// What a stored document begins with when its light state comes first.
+const LIGHT_MARK: u8 = 1;
+
+/// A stored document in two: the light state, if there is one, and what automerge saved.
+pub(super) fn split_stored(stored: &[u8]) -> Result<(Option<&[u8]>, &[u8]), DecodeError> {
+    let mut r = Reader::new(stored);
+    if r.rest().first() != Some(&LIGHT_MARK) {
+        return Ok((None, stored));
+    }
+    r.u8("mark")?;
+    let light = r.bytes("light state")?;
+    Ok((Some(light), r.rest()))
+}
 
 impl Document {
+    /// The whole document as it is to be stored, for [`Self::load`] and [`Light::restore`]. Its history is as large as that
+    /// then.
+    ///
+    /// # Errors
+    /// Automerge does not take what is ahead of it, a defect here: the document must be forgotten then.
+    pub fn to_stored(&mut self) -> Result<Vec<u8>, DocumentError> {
+        self.settle()?;
+        let mut stored = Vec::new();
+        if let Some(light) = self.known() {
+            stored.push(LIGHT_MARK);
+            put_bytes(&mut stored, &light.encode());
+        }
+        let saved = self.save();
+        self.light.stored(saved.len());
+        stored.extend(saved);
+        Ok(stored)
+    }
+
+    /// Takes over what a light state of this document knows, which spares reading it from automerge.
+    ///
+    /// # Errors
+    /// [`DocumentError::Damaged`]: it is of another version, so the stored history is not all of it.
+    pub fn adopt(&mut self, light: &Light) -> Result<(), DocumentError> {
+        if (light.heads(), light.history_changes()) != (self.heads(), self.history_changes()) {
+            let heads = |heads: Heads| heads.to_string();
+            let problem = format!("it is at {}, not at {}", heads(self.heads()), heads(light.heads()));
+            return Err(DocumentError::Damaged { problem });
+        }
+        let same = light.shown() == self.shown();
+        debug_assert!(same, "an edit without automerge shows what automerge shows");
+        if same {
+            self.light = light.clone();
+        }
+        Ok(())
+    }
+
     /// Applies changes of this node's own store, which passed the gate when they were stored; each piece holds one or more,
     /// one behind the other.
     ///
@@ -24,20 +84,18 @@ impl Document {
         for piece in pieces {
             let mut rest = piece.as_ref();
             while !rest.is_empty() {
-                let end = change_end(rest).map_err(|error| damaged(error.to_string()))?;
-                let (change, behind) = rest.split_at(end);
+                let (change, behind) = split_change(rest).map_err(|error| damaged(error.to_string()))?;
                 let change = Change::from_bytes(change.to_vec());
                 changes.push(change.map_err(|error| damaged(error.to_string()))?);
                 rest = behind;
             }
         }
         // Damaged pieces can make automerge panic; nothing outlives the call but its result.
-        catch_unwind(AssertUnwindSafe(|| self.automerge.apply_changes(changes)))
+        catch_unwind(AssertUnwindSafe(|| self.automerge.apply_changes(changes.iter().cloned())))
             .map_err(|_| damaged("automerge panicked".to_owned()))?
             .map_err(|error| damaged(error.to_string()))?;
-        self.history_bytes += pieces.iter().map(|piece| piece.as_ref().len()).sum::<usize>();
-        (self.shown, self.bound) = (None, None);
-        self.ahead.forget();
+        self.light.merged(self.automerge.get_heads(), changes);
+        (self.light.shown, self.light.bound) = (None, None);
         Ok(())
     }
 }
@@ -78,12 +136,37 @@ impl Document {
     }
 }
 
-/// Where the change that `bytes` begin with ends: magic, checksum, type, and a length.
-fn change_end(bytes: &[u8]) -> Result<usize, DecodeError> {
+impl Light {
+    /// What [`Self::encode`] kept of the document that was stored, brought up to date with the changes stored behind it;
+    /// without such a document, from nothing. `None` when that needs automerge, also where the pieces are damaged.
+    pub fn restore(stored: Option<&[u8]>, changes: &[impl AsRef<[u8]>], actor: &[u8]) -> Option<Self> {
+        let mut light = match stored {
+            Some(stored) => {
+                let (known, saved) = split_stored(stored).ok()?;
+                Self::decode(known?, saved.len(), actor)?
+            }
+            None => Self::empty(actor),
+        };
+        for piece in changes {
+            let mut rest = piece.as_ref();
+            while !rest.is_empty() {
+                let (bytes, behind) = split_change(rest).ok()?;
+                if !light.apply(PeerChange { origin: actor_of(bytes)?, bytes }) {
+                    return None;
+                }
+                rest = behind;
+            }
+        }
+        Some(light)
+    }
+}
+
+/// The change that `bytes` begin with, and what follows it: magic, checksum, type, and a length.
+fn split_change(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
     let mut r = Reader::new(bytes);
     r.take(9, "header of a change")?;
     let length = r.varint("length of a change")?;
     let length = usize::try_from(length).map_err(|_| r.invalid("length of a change"))?;
     r.take(length, "change")?;
-    Ok(r.at())
+    Ok(bytes.split_at(r.at()))
 }

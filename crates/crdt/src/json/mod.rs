@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub use parse::{JsonError, JsonErrorKind, parse};
 pub(crate) use pointer::index;
 pub use pointer::{PathPattern, Pointer, PointerError, Segment};
-pub(crate) use splice::spliced;
+pub(crate) use splice::{entry, spliced};
 
 /// Deepest nesting of arrays and objects: a scalar has depth 0, `[]` has 1. Deep enough for any honest document, shallow
 /// enough that a walk fits any stack.

@@ -3,25 +3,11 @@
 use super::{JsonLimits, index, parse, write_string};
 use crate::json::Json;
 
-/// The canonical `text` of a value in which the object entry at `path` shows `value` (canonical too), or is gone; a new
-/// key takes its place in the order. `None` when the path does not lead to an entry of an object that can be so written:
-/// its container is not there, or what is to be removed is not.
-pub(crate) fn spliced(text: &[u8], path: &[String], value: Option<&[u8]>) -> Option<Vec<u8>> {
-    let (key, containers) = path.split_last()?;
-    let mut at = 0;
-    for segment in containers {
-        at = match text.get(at)? {
-            b'{' => match find(text, at, segment)? {
-                Found::Entry { value, .. } => value,
-                Found::Gap(_) => return None,
-            },
-            b'[' => item(text, at, index(segment).ok()?)?,
-            _ => return None,
-        };
-    }
-    if text.get(at) != Some(&b'{') {
-        return None;
-    }
+/// The canonical `text` of a value in which the entry `key` of the object at `path` shows `value` (canonical too), or is
+/// gone; a new key takes its place in the order. `None` when that cannot be written: there is no object, or what is to be
+/// removed is not there.
+pub(crate) fn spliced(text: &[u8], path: &[String], key: &str, value: Option<&[u8]>) -> Option<Vec<u8>> {
+    let at = object(text, path)?;
     let mut out = Vec::with_capacity(text.len() + key.len() + value.map_or(0, <[u8]>::len) + 4);
     match (find(text, at, key)?, value) {
         (Found::Entry { value: start, end, .. }, Some(value)) => {
@@ -56,6 +42,30 @@ pub(crate) fn spliced(text: &[u8], path: &[String], value: Option<&[u8]>) -> Opt
         (Found::Gap(_), None) => return None,
     }
     Some(out)
+}
+
+/// The text of the entry `key` of the object at `path` in a canonical text; `None` when there is none.
+pub(crate) fn entry<'t>(text: &'t [u8], path: &[String], key: &str) -> Option<&'t [u8]> {
+    match find(text, object(text, path)?, key)? {
+        Found::Entry { value, end, .. } => text.get(value..end),
+        Found::Gap(_) => None,
+    }
+}
+
+/// Where the object at `path` begins.
+fn object(text: &[u8], path: &[String]) -> Option<usize> {
+    let mut at = 0;
+    for segment in path {
+        at = match text.get(at)? {
+            b'{' => match find(text, at, segment)? {
+                Found::Entry { value, .. } => value,
+                Found::Gap(_) => return None,
+            },
+            b'[' => item(text, at, index(segment).ok()?)?,
+            _ => return None,
+        };
+    }
+    (text.get(at) == Some(&b'{')).then_some(at)
 }
 
 enum Found {

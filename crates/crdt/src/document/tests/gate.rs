@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use sha2::{Digest, Sha256};
 
-use super::{actor, any_root, json, paths, plain, pointer, receive, showing, text};
+use super::{actor, any_root, json, paths, plain, pointer, receive, saved, showing, text};
 use crate::document::{Document, DocumentError, GateErrorKind, MAX_HEADS, PatchOp, Paths, PeerChange};
 use crate::json::Json;
 
@@ -24,8 +24,8 @@ fn refuse(document: &mut Document, origin: &[u8], bytes: &[u8]) -> GateErrorKind
         *document = before;
     } else {
         assert_eq!(
-            (document.save(), document.heads(), text(document)),
-            (before.save(), before.heads(), text(&before))
+            (saved(document), document.heads(), text(document)),
+            (saved(&before), before.heads(), text(&before))
         );
     }
     error.kind
@@ -121,10 +121,10 @@ fn a_batch_is_applied_whole_or_not_at_all() {
     third[last] ^= 1;
     let origin = actor(b'b');
     let batch = [&second, &third].map(|bytes| PeerChange { origin: &origin, bytes });
-    let before = document.save();
+    let before = saved(&document);
     let error = document.apply(&batch).unwrap_err();
     assert_eq!((error.change, error.spoiled), (Some(1), false));
-    assert_eq!(document.save(), before);
+    assert_eq!(saved(&document), before);
 }
 
 #[test]
@@ -352,8 +352,8 @@ fn survive(document: &mut Document, bytes: &[u8]) -> bool {
         }
         Err(_) => {
             assert_eq!(
-                (document.save(), document.heads(), text(document)),
-                (before.save(), before.heads(), text(&before))
+                (saved(document), document.heads(), text(document)),
+                (saved(&before), before.heads(), text(&before))
             );
             false
         }
@@ -422,6 +422,8 @@ fn what_peers_would_refuse_is_refused_where_it_is_made() {
     assert!(fits.replace(&json(r#"{"k":2}"#), None, &plain(), 0).is_ok());
     document.apply(&batch[..1]).unwrap();
     let error = document.replace(&json(r#"{"k":2}"#), None, &plain(), 0).unwrap_err();
+    assert!(matches!(error, DocumentError::NotPassed { .. }) && error.spoils(), "{error}");
+    let error = document.replace(&json(r#"{"k":[]}"#), None, &plain(), 0).unwrap_err();
     assert!(matches!(error, DocumentError::NotPassed { .. }) && error.spoils(), "{error}");
     // And a peer refuses it as well.
     let made = document.automerge.get_change_by_hash_bytes(&document.automerge.get_heads()[0]);

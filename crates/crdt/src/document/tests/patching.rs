@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-use super::{any_root, json, paths, plain, pointer, showing, text};
+use super::{any_root, json, paths, plain, pointer, saved, showing, text};
 use crate::document::{
     Document, DocumentError, MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, Paths, from_json_patch,
     from_merge_patch,
@@ -20,9 +20,9 @@ fn apply(document: &mut Document, patch: &str, paths: &Paths) -> Result<(), Patc
 /// Applies a JSON patch that must fail and leave no trace.
 fn refuse(value: &str, patch: &str) -> PatchError {
     let (mut document, _) = showing(b'a', value, &plain());
-    let before = (document.save(), document.heads(), text(&document));
+    let before = (saved(&document), document.heads(), text(&document));
     let error = apply(&mut document, patch, &plain()).unwrap_err();
-    assert_eq!((document.save(), document.heads(), text(&document)), before, "{patch}");
+    assert_eq!((saved(&document), document.heads(), text(&document)), before, "{patch}");
     error
 }
 
@@ -338,13 +338,13 @@ proptest! {
         }
         let mut whole = Document::empty(&super::actor(b'b'));
         whole.replace(&before, None, &paths, 0).unwrap();
-        let saved = whole.save();
+        let untouched = saved(&whole);
         let done = whole.patch(&operations, None, &paths, 0);
         match model(&before, &operations) {
             Some(after) => prop_assert_eq!(whole.to_canonical_json(), after.to_canonical()),
             None => {
                 prop_assert!(done.is_err());
-                prop_assert_eq!(whole.save(), saved);
+                prop_assert_eq!(saved(&whole), untouched);
             }
         }
         let loaded = super::copy_for(&whole, b'c');
