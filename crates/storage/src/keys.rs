@@ -56,7 +56,8 @@ pub struct EditKey<'a> {
     pub key: &'a str,
     /// The life it belongs to.
     pub life: u64,
-    /// 0: the saved document; from 1: changes since, in order; from [`EditKey::PARKED`]: changes that did not apply.
+    /// 0: the saved document; from 1: changes since, in order; from [`EditKey::PARKED`]: changes that did not apply, each
+    /// a [`KeptChange`](crate::KeptChange).
     pub part: u64,
 }
 
@@ -183,6 +184,8 @@ pub enum NodeKey<'a> {
     Commit(u64),
     /// What is remembered of a peer.
     Peer(NodeId),
+    /// What was dropped here by hand.
+    Dropped,
     /// A scope by name and incarnation.
     Scope(&'a str, u64),
 }
@@ -204,6 +207,7 @@ impl NodeKey<'_> {
                 out.push(5);
                 node.encode(&mut out);
             }
+            Self::Dropped => out.push(9),
             Self::Scope(name, incarnation) => {
                 out.push(6);
                 out.extend_from_slice(name.as_bytes());
@@ -232,6 +236,7 @@ mod tests {
         assert_eq!(LogKey::decode(bytes.as_bytes()), Ok(at(3)));
         assert_eq!(NodeKey::Commit(1).encode().as_bytes()[..], *b"\x04\0\0\0\0\0\0\0\x01");
         assert_eq!(NodeKey::Scope("a", 1).encode().as_bytes()[..], *b"\x06a\0\0\0\0\0\0\0\0\x01");
+        assert_eq!(NodeKey::Dropped.encode().as_bytes()[..], *b"\x09");
         let long = "k".repeat(512);
         assert_eq!(ValueKey { shard, key: &long }.encode().as_bytes().len(), 530);
     }

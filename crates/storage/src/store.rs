@@ -204,6 +204,12 @@ impl Store {
         self.put_row(Space::Values, name, row);
     }
 
+    /// Removes a key's row and counts it no longer; `was` is as what it was counted.
+    pub fn remove_value(&mut self, name: StoreKey, was: Standing) {
+        self.tally.keys.remove(was);
+        self.remove(Space::Values, name);
+    }
+
     /// Replaces what is counted of keys by what counting them anew gave.
     pub fn recount_keys(&mut self, keys: KeyTally) {
         self.tally.keys = keys;
