@@ -41,6 +41,7 @@ mod documents;
 mod frame;
 pub mod limits;
 mod link;
+mod parked;
 mod recent;
 mod reconcile;
 mod replica;
@@ -50,10 +51,11 @@ mod sweep;
 mod waiting;
 mod write;
 
-pub use census::Degraded;
+pub use census::{Degraded, ParkedShards};
 pub use documents::LongHistory;
 pub use frame::{Compare, Frame, FrameBody, Heartbeat, Hello, Told, Want};
 pub use link::{LinkCounts, LinkStatus};
+pub use parked::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
     Status, Ticket, TimesFull,

@@ -10,18 +10,19 @@ use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::STORE_FORMAT;
 use tropism_storage::{
-    ClockRow, Head, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError, ValueKey,
-    ValueRow,
+    ClockRow, DroppedRow, Head, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError,
+    ValueKey, ValueRow,
 };
 
 use crate::apply::Pending;
-use crate::census::{Census, Counted, Degraded};
+use crate::census::{Census, Counted, Degraded, ParkedShards};
 use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
 use crate::limits::{
     CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, VALUES_CACHE_SHARE,
 };
 use crate::link::{Link, LinkStatus};
+use crate::parked::{ParkedCall, ParkedError, ParkedStep};
 use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
@@ -50,6 +51,13 @@ pub enum Input {
         /// What to write.
         write: Box<Write>,
     },
+    /// An operator looks after a parked key; answered by [`Output::Parked`] with the same ticket, exactly once.
+    Parked {
+        /// Comes back with the reply.
+        ticket: Ticket,
+        /// Which key, and what to do.
+        call: Box<ParkedCall>,
+    },
     /// A link to a peer stands: both hellos were exchanged and the peer proved that it belongs here.
     LinkUp(Hello),
     /// The link to a peer is gone.
@@ -74,6 +82,13 @@ pub enum Output {
         ticket: Ticket,
         /// What became of it.
         outcome: Result<WriteDone, WriteError>,
+    },
+    /// Answers an operator.
+    Parked {
+        /// Whose call.
+        ticket: Ticket,
+        /// What was done.
+        outcome: Result<ParkedStep, ParkedError>,
     },
     /// Sends a frame on a peer's link.
     Send {
@@ -148,6 +163,22 @@ pub enum Event {
     Parked {
         /// Why.
         reason: String,
+    },
+    /// Changes that were put aside were tried again.
+    Retried {
+        /// How many of them were applied.
+        applied: usize,
+        /// Whether their key is served again.
+        served: bool,
+    },
+    /// An operator gave up changes that were put aside.
+    Dropped {
+        /// Of which scope.
+        scope: ScopeName,
+        /// How many.
+        changes: u64,
+        /// Whether a row that could not be read went with them.
+        row: bool,
     },
     /// This node's store is behind what a peer saw of it: it must not serve.
     Short {
@@ -252,6 +283,8 @@ pub struct Replica {
     pub(crate) sweep: Sweep,
     pub(crate) census: Census,
     pub(crate) times_full: TimesFull,
+    /// What operators gave up in this store.
+    pub(crate) dropped: Option<DroppedRow>,
     next_peer_rows_us: u64,
 }
 
@@ -308,6 +341,11 @@ pub struct Status {
     pub expired_keys: u64,
     /// Scopes with keys that cannot be shown, those with the most first; until [`Self::counted`] those passed.
     pub degraded: Vec<Degraded>,
+    /// Every shard with parked keys; `None` while the sweep has not been round since the start, and when there are too
+    /// many.
+    pub parked_shards: Option<ParkedShards>,
+    /// What operators gave up in this store.
+    pub dropped: Option<DroppedRow>,
     /// Whether the sweep has been round since the start.
     pub counted: bool,
     /// Documents near their history budget that were written, or asked to be, since the start; the fullest first.
@@ -366,6 +404,7 @@ impl Replica {
             Some(row) => row?.0,
             None => head + 1,
         };
+        let dropped = store.row(Space::Node, &NodeKey::Dropped.encode())?;
         let values = identity.cache_bytes / VALUES_CACHE_SHARE;
         store.keep_values(values);
         let documents = Documents::new(origin, identity.cache_bytes - values);
@@ -390,6 +429,7 @@ impl Replica {
             sweep: Sweep::default(),
             census: Census::default(),
             times_full: TimesFull::default(),
+            dropped,
             next_peer_rows_us: now.mono_us,
         };
         replica.reserve(now, store);
@@ -404,6 +444,7 @@ impl Replica {
         }
         match input {
             Input::Write { ticket, write } => self.write(now, store, ticket, *write)?,
+            Input::Parked { ticket, call } => self.parked(now, store, ticket, &call)?,
             Input::LinkUp(hello) => self.link_up(now, store, hello),
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
@@ -500,6 +541,8 @@ impl Replica {
             reserved_ms: self.clock.reserved_ms(),
             expired_keys: self.census.expired(now.wall_ms),
             degraded: self.census.degraded().into_iter().take(NAMED_IN_STATUS).collect(),
+            parked_shards: self.census.parked_shards(),
+            dropped: self.dropped.clone(),
             counted: self.census.is_whole(),
             long_histories: self.documents.long_histories(),
             log_floor: self.log_floor,

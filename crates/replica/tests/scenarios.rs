@@ -16,6 +16,9 @@ use tropism_storage::{
     ValueKey, ValueRow, View,
 };
 
+#[path = "scenarios/parked.rs"]
+mod parked;
+
 const REGIONS: &str = r#"
 region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
 rtt = [{ between = ["a", "b"], ms = 10 }]

@@ -391,7 +391,8 @@ impl Row for RequestRow {
     }
 }
 
-/// What an operator gave up in this store, since it was made: parked changes that were dropped.
+/// What an operator gave up in this store, since it was made: parked changes that were dropped. Without names of keys:
+/// those must go from here when their scope moves away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DroppedRow {
     /// Times that a key was given up.
@@ -400,10 +401,8 @@ pub struct DroppedRow {
     pub changes: u64,
     /// When the last was given up, by the wall clock, Unix ms.
     pub last_ms: u64,
-    /// Its scope.
+    /// The scope of that key.
     pub scope: String,
-    /// The last key.
-    pub key: String,
 }
 
 impl Row for DroppedRow {
@@ -412,7 +411,6 @@ impl Row for DroppedRow {
             put_varint(out, number);
         }
         put_bytes(out, self.scope.as_bytes());
-        put_bytes(out, self.key.as_bytes());
     }
 
     fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
@@ -421,7 +419,6 @@ impl Row for DroppedRow {
             changes: r.varint("changes")?,
             last_ms: r.varint("wall clock")?,
             scope: r.str("scope")?.to_owned(),
-            key: r.str("key")?.to_owned(),
         })
     }
 }
@@ -486,9 +483,8 @@ mod tests {
             *b"\x01\0\0\0\0\0\0\0\x02\x03\x04\x05\x06\x07\xac\x02\x2d\xb7\xce\xd7\x41\x96\x3a\x19"
         );
         assert_eq!(HeadRow::decode(&bytes), Ok(row));
-        let (scope, key) = ("s".to_owned(), "k".to_owned());
-        let dropped = DroppedRow { keys: 1, changes: 300, last_ms: 2, scope, key };
-        assert_eq!(dropped.encode()[..8], *b"\x01\xac\x02\x02\x01s\x01k");
+        let dropped = DroppedRow { keys: 1, changes: 300, last_ms: 2, scope: "s".to_owned() };
+        assert_eq!(dropped.encode()[..6], *b"\x01\xac\x02\x02\x01s");
         assert_eq!(DroppedRow::decode(&dropped.encode()), Ok(dropped));
         let first = Bytes::from_static(b"\x01\0\0\0\0\0\0\0\x02\xf7\x6d\xf0\x2b\xee\x07\x23\x25");
         assert_eq!(HeadRow::decode(&first), Ok(HeadRow { head, tally: Tally::default() }));
