@@ -72,6 +72,8 @@ pub const SHOWN_KEPT: usize = 256;
 pub const SHOWN_KEPT_BYTES: usize = 4 << 20;
 /// Changes put aside that are counted of one key: some 100 ms.
 pub const COUNTED_KEPT: usize = 100_000;
+/// Keys with a dropped row that take no writes until the node starts again; some 600 bytes each at most.
+pub const DROPPED_ROWS: usize = 10_000;
 /// Changes that spoil a document which one step tries: after each the document is loaded again.
 pub const SPOILED_TRIES: usize = 4;
 /// Scopes with parked keys that a status names, and documents with long histories that are remembered.

@@ -9,7 +9,7 @@ use thiserror::Error;
 use tropism_crdt::cell::Content;
 use tropism_crdt::document::PeerChange;
 use tropism_crdt::{Body, Change, Origin, Stamp};
-use tropism_placement::{ScopeName, ShardId};
+use tropism_placement::{Kind, ScopeName, ShardId};
 use tropism_storage::{
     DroppedRow, EditKey, Kept, KeptCount, NodeKey, Place, Reads, Space, Store, StoreError, ValueKey,
     ValueRow, View,
@@ -17,7 +17,9 @@ use tropism_storage::{
 
 use crate::census::Counted;
 use crate::documents::LoadError;
-use crate::limits::{COUNTED_KEPT, PARKED_STEP_CHANGES, SHOWN_KEPT, SHOWN_KEPT_BYTES, SPOILED_TRIES};
+use crate::limits::{
+    COUNTED_KEPT, DROPPED_ROWS, PARKED_STEP_CHANGES, SHOWN_KEPT, SHOWN_KEPT_BYTES, SPOILED_TRIES,
+};
 use crate::replica::{Event, Now, Output, Replica, ReplicaError, Ticket};
 
 /// What to do about a key's parked changes.
@@ -77,31 +79,25 @@ pub enum ParkedError {
     #[error("no policy rule matches scope \"{0}\"")]
     NoRule(ScopeName),
     /// The key was never written here.
-    #[error("the key was never written here")]
+    #[error("nothing is stored of the key here")]
     NotFound,
     /// It is served like any other.
     #[error("the key is not parked")]
     NotParked,
     /// There is no row to apply anything to.
     #[error(
-        "the key's row cannot be read ({0}), so there is nothing to apply its {1} to: a retry can only succeed when the \
-         row can be read again"
+        "the key's row cannot be read ({damage}), so there is nothing that changes can be applied to ({kept} kept): a \
+         retry can only succeed when the row can be read again"
     )]
-    RowDamaged(String, Waiting),
-}
-
-/// How many changes wait, in words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waiting(pub u64);
-
-impl std::fmt::Display for Waiting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            0 => f.write_str("next changes"),
-            1 => f.write_str("kept change"),
-            changes => write!(f, "{changes} kept changes"),
-        }
-    }
+    RowDamaged {
+        /// What is wrong with the row.
+        damage: String,
+        /// How many changes wait.
+        kept: u64,
+    },
+    /// No more rows can be dropped that this node may have written since its start.
+    #[error("{DROPPED_ROWS} rows were dropped since the node started; start it again before you drop more")]
+    TooManyDropped,
 }
 
 /// How a key is.
@@ -259,13 +255,19 @@ impl Replica {
             ParkedOp::Drop(from) => from,
             ParkedOp::Retry(_) => {
                 let kept = KeptCount::of(&*store, id, key, EditKey::ROW_LOST, COUNTED_KEPT)?;
-                return Ok(Err(ParkedError::RowDamaged(damage.to_owned(), Waiting(kept.changes))));
+                let damage = damage.to_owned();
+                return Ok(Err(ParkedError::RowDamaged { damage, kept: kept.changes }));
             }
         };
         if call.op == ParkedOp::Show {
             let (kept, next) = some_kept(store, id, key, (0, 0))?;
-            let changes = kept.iter().map(|kept| seen(kept, Some(damage.to_owned()))).collect();
+            let changes = kept.iter().map(|kept| seen(kept, Some(NO_ROW.to_owned()))).collect();
             return Ok(Ok(ParkedStep { changes, history: None, row_removed: false, next }));
+        }
+        let kind = self.record(&call.scope).map(|record| record.kind);
+        let bars = kind != Some(Kind::Register) && store.vector(id)?.get(&self.origin) > 0;
+        if bars && self.barred.len() >= DROPPED_ROWS {
+            return Ok(Err(ParkedError::TooManyDropped));
         }
         let (kept, next) = store.kept(id, key, from.unwrap_or((0, 0)), PARKED_STEP_CHANGES)?;
         for Kept { place: (life, part), .. } in &kept {
@@ -277,6 +279,9 @@ impl Replica {
             let name = ValueKey { shard: id, key }.encode();
             self.census.changed(name.as_bytes(), id, (&was, &is), None);
             store.remove_value(name, was.standing);
+            if bars {
+                self.barred.insert((id, key.clone()));
+            }
         }
         self.note_dropped(now, store, call, (kept.len() as u64, next.is_none()), next.is_none())?;
         let changes = kept.iter().map(|kept| seen(kept, None)).collect();
@@ -303,8 +308,8 @@ impl Replica {
                 seen(kept, Some("it came while the row could not be read and was not tried since".to_owned()))
             }
             (Ok(_), _) => {
-                let untried = || Some(tried.history.clone().unwrap_or_else(|| NOT_TRIED.to_owned()));
-                seen(kept, problems.next().unwrap_or_else(untried))
+                let untried = || if tried.history.is_some() { NO_HISTORY } else { NOT_TRIED };
+                seen(kept, problems.next().unwrap_or_else(|| Some(untried().to_owned())))
             }
         });
         let changes = changes.collect();
@@ -343,7 +348,7 @@ impl Replica {
             let (life, part) = kept.place;
             let problem = match (&kept.change, &tried.history) {
                 (Err(error), _) => Some(format!("what was kept rotted: {error}")),
-                (Ok(_), Some(history)) => Some(history.clone()),
+                (Ok(_), Some(_)) => Some(NO_HISTORY.to_owned()),
                 (Ok(_), None) => match problems.next() {
                     Some(problem) => problem,
                     None => {
@@ -365,7 +370,8 @@ impl Replica {
             (Some(parked), Some(place)) => {
                 // The reason is what the first that is left meets, if this step met it.
                 let met = kept.iter().zip(&changes).find(|(kept, _)| kept.place == place);
-                if let Some(problem) = met.and_then(|(_, seen)| seen.problem.clone()) {
+                let met = met.and_then(|(_, seen)| tried.history.clone().or_else(|| seen.problem.clone()));
+                if let Some(problem) = met {
                     parked.reason = problem;
                 }
             }
@@ -504,6 +510,8 @@ impl Replica {
     }
 }
 
+const NO_ROW: &str = "the row cannot be read";
+const NO_HISTORY: &str = "the document's history cannot be read";
 const NOT_TRIED: &str =
     "not tried: too many before it spoiled the document, which had to be loaded again for each";
 

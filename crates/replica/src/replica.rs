@@ -1,6 +1,6 @@
 //! The state machine: inputs, outputs, and what happens in between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use thiserror::Error;
 use tropism_crdt::clock::{Clock, ClockError};
@@ -285,6 +285,10 @@ pub struct Replica {
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
+    /// Keys whose row was dropped after this origin may have written them. It no longer knows what it said of them: the
+    /// total of a counter, the number of its last edit. Said anew, peers would take the smaller total for the later one,
+    /// and the edit for a fork. So they take no writes here while this origin lives.
+    pub(crate) barred: BTreeSet<(ShardId, String)>,
     next_peer_rows_us: u64,
 }
 
@@ -430,6 +434,7 @@ impl Replica {
             census: Census::default(),
             times_full: TimesFull::default(),
             dropped,
+            barred: BTreeSet::new(),
             next_peer_rows_us: now.mono_us,
         };
         replica.reserve(now, store);

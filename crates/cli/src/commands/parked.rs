@@ -230,8 +230,10 @@ async fn drop_it(args: &ParkedDrop, out: &mut Output) -> Result<(), Failure> {
             0 => String::new(),
             _ => format!("{} would apply now, so `tropism parked retry` first; ", changes(good)),
         };
+        let damaged = shown.parked.as_ref().is_some_and(|key| key.state() == ParkedState::RowDamaged);
+        let row = if damaged { ", and the row," } else { "" };
         return Err(Failure::Usage(format!(
-            "nothing was dropped; {hint}--yes drops all of this on {node}, for good"
+            "nothing was dropped; {hint}--yes drops all of this{row} on {node}, for good"
         )));
     }
     let gone = client.drop_parked(node, scope, key).await?;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 use tropism_crdt::codec::DecodeError;
 use tropism_placement::{ScopeName, ShardId};
+use tropism_replica::limits::DROPPED_ROWS;
 use tropism_replica::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 use tropism_storage::keys::{after_prefix, shard_prefix};
 use tropism_storage::rows::{Row, ShardRow, ValueRow};
@@ -245,7 +246,10 @@ fn refused(error: &ParkedError, node: &Inner) -> Problem {
         ParkedError::NoRule(_) => Problem::failed_precondition(Reason::NoRule, message).at("scope"),
         ParkedError::NotFound => Problem::not_found(Reason::KeyNotFound, message).at("key"),
         ParkedError::NotParked => Problem::failed_precondition(Reason::NotParked, message).at("key"),
-        ParkedError::RowDamaged(..) => Problem::failed_precondition(Reason::RowDamaged, message).at("key"),
+        ParkedError::TooManyDropped => {
+            Problem::resource_exhausted(Reason::Overloaded, "dropped_rows", DROPPED_ROWS as u64, message)
+        }
+        ParkedError::RowDamaged { .. } => Problem::failed_precondition(Reason::RowDamaged, message).at("key"),
     }
 }
 
