@@ -21,8 +21,9 @@ use tropism_wire::{Problem, Reason, from_proto, v1};
 use super::{Api, Call, Inner, stopping, unreadable, write};
 use crate::driver::CallError;
 
-/// Rows looked at for one page, kept changes included: some 50 ms.
-const PAGE_ROWS: u64 = 50_000;
+/// Rows looked at for one page, kept changes included: some 70 ms where every key is asked for what is kept of it, less
+/// where only its row is read.
+const PAGE_ROWS: u64 = 10_000;
 /// Shards that one page goes through at most, where every shard has to be looked at: those before are forgotten meanwhile.
 const PAGE_SHARDS: usize = 1_000;
 /// Dropped changes that an answer describes: some 100 KiB.
