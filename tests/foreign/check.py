@@ -22,7 +22,8 @@ files = [str(path) for path in sorted(proto_dir.glob("tropism/v1/*.proto"))]
 command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{proto_dir}", f"--python_out={stubs}"]
 subprocess.run(command + [f"--grpc_python_out={stubs}"] + files, check=True)
 sys.path.insert(0, stubs)
-from tropism.v1 import cluster_pb2, cluster_pb2_grpc, scope_pb2, scope_pb2_grpc, state_pb2, state_pb2_grpc  # noqa: E402
+from tropism.v1 import cluster_pb2, cluster_pb2_grpc, parked_pb2, parked_pb2_grpc  # noqa: E402
+from tropism.v1 import scope_pb2, scope_pb2_grpc, state_pb2, state_pb2_grpc  # noqa: E402
 
 world = json.loads(ready_file.read_text())
 channels = {r["name"]: grpc.insecure_channel(r["endpoint"].removeprefix("http://")) for r in world["regions"]}
@@ -156,6 +157,22 @@ def the_cluster_and_its_scopes_are_told():
     assert {region.name for region in cluster.ListRegions(cluster_pb2.ListRegionsRequest()).regions} == set(channels)
     scope = scope_pb2_grpc.ScopeServiceStub(channels["tokyo"]).GetScope(scope_pb2.GetScopeRequest(name="shop/carts"))
     assert len(scope.scope.serving) == 3
+
+
+@check
+def keys_that_are_not_parked_say_so_and_nothing_is_dropped_by_mistake():
+    parked = parked_pb2_grpc.ParkedServiceStub(channels["tokyo"])
+    listed = parked.ListParked(parked_pb2.ListParkedRequest(every_key=True), timeout=10)
+    assert not listed.keys and listed.region == "tokyo" and listed.node, listed
+    tokyo.Put(state_pb2.PutRequest(scope="shop/carts", key="whole", value=json_value("{}")), timeout=10)
+    known = {"node": listed.node, "scope": "shop/carts", "key": "whole"}
+    failed, invalid = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
+    refused(lambda: parked.GetParked(parked_pb2.GetParkedRequest(**known)), failed, "NOT_PARKED", "key")
+    refused(lambda: parked.RetryParked(parked_pb2.RetryParkedRequest(**known)), failed, "NOT_PARKED", "key")
+    request = parked_pb2.DropParkedRequest(**known)
+    refused(lambda: parked.DropParked(request), invalid, "MISSING_FIELD", "confirm")
+    request = parked_pb2.DropParkedRequest(**(known | {"node": "elsewhere"}), confirm=True)
+    refused(lambda: parked.DropParked(request), failed, "WRONG_NODE", "node")
 
 
 @check

@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Stamp(Stamp),
     /// Show nodes, stores and links.
     Status(Status),
+    /// Look after parked keys: those that a node cannot show.
+    Parked(Parked),
     /// List scopes.
     Scopes(Scopes),
     /// Show a scope: where it lives and what is in it.
@@ -365,6 +367,89 @@ pub(crate) struct Status {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  tropism parked list; tropism parked show shop/carts alice --node tokyo-1\n\n\
+                  A key is parked when a change to it could not be applied or its stored row cannot be read. Each command\n\
+                  is about one node and its store; only list asks all nodes where none is named."
+)]
+pub(crate) struct Parked {
+    #[command(subcommand)]
+    pub(crate) action: ParkedAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ParkedAction {
+    /// List parked keys: where, what is kept, and why.
+    List(ParkedList),
+    /// Show what is kept of a key, and what each change meets when it is applied now.
+    Show(ParkedShow),
+    /// Apply again what is kept of a key, or of every parked key of a scope.
+    Retry(ParkedRetry),
+    /// Give up what is kept of a key, for good.
+    Drop(ParkedDrop),
+}
+
+/// One node, and how to talk to it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AtNode {
+    /// The node of the running world, like tokyo-1.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["endpoint", "from"], help_heading = "Connection")]
+    pub(crate) node: Option<String>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism parked list shop/carts")]
+pub(crate) struct ParkedList {
+    /// Only keys of this scope.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: Option<String>,
+    /// Look at every key, not only at the shards known to have parked ones: finds a row that rotted lately, too.
+    #[arg(long)]
+    pub(crate) every_key: bool,
+    #[command(flatten)]
+    pub(crate) at: AtNode,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism parked show shop/carts alice --node tokyo-1")]
+pub(crate) struct ParkedShow {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) at: AtNode,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism parked retry shop/carts alice --node tokyo-1")]
+pub(crate) struct ParkedRetry {
+    /// The scope, like shop/carts.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: String,
+    /// The key; without it every parked key of the scope.
+    #[arg(value_parser = key)]
+    pub(crate) key: Option<String>,
+    #[command(flatten)]
+    pub(crate) at: AtNode,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism parked drop shop/carts alice --node tokyo-1 --yes\n\n\
+                  A key whose row can be read shows what it had without the dropped changes. A row that cannot be read is\n\
+                  removed with all that is stored of the key here. Other members keep what they have, so values may\n\
+                  differ from theirs; `status` says from then on that something was dropped.")]
+pub(crate) struct ParkedDrop {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Really: what is dropped cannot be had back. Without it, only shows what would go.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) at: AtNode,
+}
+
+#[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  tropism scopes --prefix shop")]
 pub(crate) struct Scopes {
     /// Only scopes at or below this name.
@@ -586,6 +671,12 @@ impl Command {
             | Command::Status(Status { connection, .. })
             | Command::Scopes(Scopes { connection, .. })
             | Command::Scope(Scope { connection, .. }) => connection.json,
+            Command::Parked(Parked { action }) => match action {
+                ParkedAction::List(ParkedList { at, .. })
+                | ParkedAction::Show(ParkedShow { at, .. })
+                | ParkedAction::Retry(ParkedRetry { at, .. })
+                | ParkedAction::Drop(ParkedDrop { at, .. }) => at.connection.json,
+            },
             Command::Dev(Dev { action, .. }) => match action {
                 Some(
                     DevAction::Link(DevLink { control, .. })

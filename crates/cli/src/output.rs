@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -273,6 +274,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// A stamp as text that sorts as stamps do: Unix milliseconds, a dot, the count.
 pub(crate) fn stamp(stamp: Stamp) -> String {
     format!("{}.{:05}", stamp.unix_ms(), stamp.count())
+}
+
+/// This machine's clock, Unix milliseconds.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    u64::try_from(now).unwrap_or(u64::MAX)
 }
 
 /// A time for people, in two units at most.

@@ -5,7 +5,7 @@ use std::env;
 use tropism_client::Client;
 use tropism_wire::error::echo;
 
-use crate::args::Connection;
+use crate::args::{AtNode, Connection};
 use crate::output::Failure;
 use crate::world::description::{Description, find_world};
 
@@ -38,9 +38,46 @@ pub(crate) fn targets(connection: &Connection) -> Result<Vec<Target>, Failure> {
         let endpoints = connection.endpoint.iter().cloned();
         return Ok(endpoints.map(|endpoint| Target { endpoint, name: None }).collect());
     }
-    let variable = env::var(FROM_VARIABLE).ok().filter(|place| !place.is_empty());
     let world = find_world(connection.ready_file.as_deref())?;
-    targets_of(&world, connection.from.as_deref().or(variable.as_deref()))
+    targets_of(&world, place(connection).as_deref())
+}
+
+/// The one node that the arguments name, for what is done to one node.
+pub(crate) fn one_target(at: &AtNode) -> Result<Target, Failure> {
+    let mut named = named_targets(at)?;
+    if named.len() == 1 {
+        return Ok(named.remove(0));
+    }
+    let names = named.iter().map(|target| target.name.as_ref().map_or(&*target.endpoint, |(_, id)| id));
+    let names: Vec<&str> = names.collect();
+    let names = names.join(", ");
+    Err(Failure::Usage(format!("this is done at one node, so name one with --node or --endpoint: {names}")))
+}
+
+/// The node that the arguments name; all of the world, or all endpoints, where they name none.
+pub(crate) fn named_targets(at: &AtNode) -> Result<Vec<Target>, Failure> {
+    let mut found = targets(&at.connection)?;
+    let of = |target: &Target| target.name.as_ref().map(|(_, id)| id.clone()).unwrap_or_default();
+    if let Some(node) = &at.node {
+        let known: Vec<String> = found.iter().map(of).collect();
+        found.retain(|target| of(target) == *node);
+        if found.is_empty() {
+            let known = known.join(", ");
+            return Err(Failure::Usage(format!(
+                "{} is no node of the world; its nodes are {known}",
+                echo(node)
+            )));
+        }
+    } else if at.connection.endpoint.is_empty() && place(&at.connection).is_some() {
+        found.truncate(1); // the nearest
+    }
+    Ok(found)
+}
+
+/// The place that commands are given from.
+fn place(connection: &Connection) -> Option<String> {
+    let variable = || env::var(FROM_VARIABLE).ok().filter(|place| !place.is_empty());
+    connection.from.clone().or_else(variable)
 }
 
 /// The nodes of a world: from a place, the nearest first; without one, in the order of the regions and without delay.

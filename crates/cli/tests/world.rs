@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use tropism_storage::{Space, Store, StoreKey, View};
+
 /// How long anything may take that should happen soon: long enough for a machine under load.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -185,4 +187,99 @@ fn three_regions_write_merge_survive_a_cut_a_killed_node_and_a_power_cut() {
     assert_eq!(world.run(&["put"]).status.code(), Some(2));
     let status = world.ok(&["status", "--json"]);
     assert!(status.contains("tokyo-1"), "{status}");
+}
+
+/// Flips a byte of what a stopped node stores of a key: of its value, or of the first piece of its history.
+fn rot(data_dir: &Path, space: Space, key: &str) {
+    let (engine, _witness) = tropism_disk::open(data_dir, &tropism_disk::DiskOptions::default()).unwrap();
+    let mut store = Store::open(Box::new(engine)).unwrap();
+    let of_key = |name: &[u8]| match space {
+        Space::Edits => name[18..].starts_with(&[key.as_bytes(), &[0]].concat()),
+        _ => &name[18..] == key.as_bytes(),
+    };
+    let rows: Vec<_> = store.scan(space, &[], &[0xff; 1_100]).map(|row| row.unwrap()).collect();
+    let (name, row) = rows.into_iter().find(|(name, _)| of_key(name)).expect("it is stored");
+    let mut row = row.to_vec();
+    row[2] ^= 0x10;
+    store.put(space, StoreKey::existing(name), row.into());
+    store.commit(0).unwrap();
+    store.sync().unwrap();
+}
+
+#[test]
+fn parked_keys_of_a_node_are_listed_shown_tried_again_and_dropped() {
+    let world = World::start();
+    world.ok(&["put", "shop/carts", "alice", r#"{"a":1}"#, "--from", "tokyo"]);
+    world.ok(&["put", "cache/pages", "home", "--text", "one", "--from", "tokyo"]);
+    world.everywhere("cache/pages", "home", "one");
+    world.everywhere("shop/carts", "alice", r#"{"a":1}"#);
+    let ready: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(world.ready_file()).unwrap()).unwrap();
+    let regions = ready["regions"].as_array().unwrap();
+    let tokyo = regions.iter().find(|region| region["name"] == "tokyo").unwrap();
+    let data_dir = PathBuf::from(tokyo["nodes"][0]["data_dir"].as_str().unwrap());
+    let said = |arguments: &[&str], code: i32| {
+        let output = world.run(arguments);
+        let (out, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {out}{errors}");
+        format!("{out}{errors}")
+    };
+    assert!(said(&["parked", "list"], 0).contains("no parked keys"));
+
+    world.ok(&["dev", "node", "kill", "tokyo-1"]);
+    rot(&data_dir, Space::Values, "home");
+    rot(&data_dir, Space::Edits, "alice");
+    world.ok(&["dev", "node", "start", "tokyo-1"]);
+    world.ok(&["put", "shop/carts", "alice", r#"{"a":2}"#, "--from", "dallas"]);
+    world.ok(&["put", "cache/pages", "home", "--text", "two", "--from", "dallas"]);
+    eventually("both keys are parked", || {
+        let lines = world.ok(&["parked", "list", "--json"]);
+        let keys: Vec<serde_json::Value> =
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        keys.len() == 2
+            && keys.iter().all(|key| key["node"] == "tokyo-1" && key["kept_changes"] == 1)
+            && keys.iter().any(|key| key["state"] == "row_damaged")
+            && keys.iter().any(|key| key["state"] == "changes_refused")
+    });
+    let listed = said(&["parked", "list", "shop/carts", "--node", "tokyo-1"], 0);
+    assert!(listed.contains("alice") && !listed.contains("home"), "{listed}");
+    let shown = said(&["parked", "show", "shop/carts", "alice", "--node", "tokyo-1"], 0);
+    assert!(
+        shown.contains("dallas-1@") && shown.contains("history") && shown.contains("1 change"),
+        "{shown}"
+    );
+    assert!(said(&["parked", "show", "shop/carts", "alice"], 2).contains("--node"), "which node?");
+    assert!(said(&["parked", "show", "shop/carts", "alice", "--node", "dallas-1"], 1).contains("not parked"));
+    assert!(
+        said(&["parked", "show", "shop/carts", "nobody", "--from", "tokyo"], 1).contains("KEY_NOT_FOUND")
+    );
+
+    // Nothing became readable, so nothing applies.
+    let tried = said(&["parked", "retry", "shop/carts", "--node", "tokyo-1"], 1);
+    assert!(tried.contains("1 change left, still parked") && tried.contains("1 of 1 parked keys"), "{tried}");
+    let tried = said(&["parked", "retry", "cache/pages", "home", "--node", "tokyo-1"], 1);
+    assert!(tried.contains("when the row can be read again") && tried.contains("ROW_DAMAGED"), "{tried}");
+    assert!(said(&["parked", "retry", "cache/pages", "--node", "tokyo-1"], 1).contains("home: "));
+
+    let unsure = said(&["parked", "drop", "cache/pages", "home", "--node", "tokyo-1"], 2);
+    assert!(unsure.contains("nothing was dropped") && unsure.contains("--yes"), "{unsure}");
+    assert!(said(&["parked", "list"], 0).contains("home"));
+    let gone = said(&["parked", "drop", "cache/pages", "home", "--node", "tokyo-1", "--yes"], 0);
+    assert!(gone.contains("1 change") && gone.contains("and the row") && gone.contains("tokyo-1"), "{gone}");
+    let gone = said(&["parked", "drop", "shop/carts", "alice", "--node", "tokyo-1", "--yes", "--json"], 0);
+    let gone: serde_json::Value = serde_json::from_str(&gone).unwrap();
+    assert_eq!(
+        (&gone["dropped_changes"], &gone["row_removed"], &gone["node"]),
+        (&1.into(), &false.into(), &"tokyo-1".into())
+    );
+    assert!(said(&["parked", "list"], 0).contains("no parked keys"));
+    assert_eq!(
+        world.ok(&["get", "shop/carts", "alice", "--from", "tokyo"]),
+        r#"{"a":1}"#,
+        "without the dropped"
+    );
+    world.ok(&["put", "cache/pages", "home", "--text", "three", "--from", "dallas"]);
+    world.everywhere("cache/pages", "home", "three");
+    assert!(said(&["status"], 0).contains("dropped here by hand"));
 }

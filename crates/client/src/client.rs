@@ -9,6 +9,7 @@ use tropism_crdt::Stamp;
 use tropism_placement::Durability;
 use tropism_wire::limits::MAX_PAGE_SCOPES;
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
+use tropism_wire::v1::parked_service_client::ParkedServiceClient;
 use tropism_wire::v1::scope_service_client::ScopeServiceClient;
 use tropism_wire::v1::state_service_client::StateServiceClient;
 use tropism_wire::{Effect, Problem, to_proto, v1};
@@ -371,6 +372,68 @@ impl Client {
         Ok((answer.scopes, answer.next_page_token))
     }
 
+    /// A page of the answering node's parked keys. A client that talks to several nodes names the one it means.
+    pub async fn parked(&self, request: &v1::ListParkedRequest) -> Result<v1::ListParkedResponse, Error> {
+        self.nodes
+            .call(Nature::Read, self.timeout, request, |channel, request| async move {
+                parked(channel).list_parked(request).await
+            })
+            .await
+    }
+
+    /// What is known of one parked key; `node` as in [`Self::parked`], empty: whichever answers.
+    pub async fn show_parked(
+        &self,
+        node: &str,
+        scope: &str,
+        key: &str,
+    ) -> Result<v1::GetParkedResponse, Error> {
+        let request =
+            v1::GetParkedRequest { node: node.to_owned(), scope: scope.to_owned(), key: key.to_owned() };
+        self.nodes
+            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+                parked(channel).get_parked(request).await
+            })
+            .await
+    }
+
+    /// Applies again what is kept of a parked key. Repeated when its answer was lost: if everything applied the first
+    /// time, the answer is then that the key is not parked.
+    pub async fn retry_parked(
+        &self,
+        node: &str,
+        scope: &str,
+        key: &str,
+    ) -> Result<v1::RetryParkedResponse, Error> {
+        let request =
+            v1::RetryParkedRequest { node: node.to_owned(), scope: scope.to_owned(), key: key.to_owned() };
+        self.nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                parked(channel).retry_parked(request).await
+            })
+            .await
+    }
+
+    /// Gives up what is kept of a parked key at this node, for good. Repeated like [`Self::retry_parked`].
+    pub async fn drop_parked(
+        &self,
+        node: &str,
+        scope: &str,
+        key: &str,
+    ) -> Result<v1::DropParkedResponse, Error> {
+        let request = v1::DropParkedRequest {
+            node: node.to_owned(),
+            scope: scope.to_owned(),
+            key: key.to_owned(),
+            confirm: true,
+        };
+        self.nodes
+            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+                parked(channel).drop_parked(request).await
+            })
+            .await
+    }
+
     /// Durability, session and a fresh request id.
     fn write_options(&self) -> Option<v1::WriteOptions> {
         let id: [u8; 16] = rand::random();
@@ -406,6 +469,10 @@ pub(crate) fn state(channel: Channel) -> StateServiceClient<Channel> {
 
 fn scopes(channel: Channel) -> ScopeServiceClient<Channel> {
     ScopeServiceClient::new(channel)
+}
+
+fn parked(channel: Channel) -> ParkedServiceClient<Channel> {
+    ParkedServiceClient::new(channel)
 }
 
 fn cluster(channel: Channel) -> ClusterServiceClient<Channel> {

@@ -17,8 +17,8 @@ use tracing::{debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_placement::ShardId;
 use tropism_replica::{
-    BootError, Event, Frame, Hello, Identity, Input, Now, Output, Replica, ReplicaError, Status, Ticket,
-    Write, WriteDone, WriteError,
+    BootError, Event, Frame, Hello, Identity, Input, Now, Output, ParkedCall, ParkedError, ParkedStep,
+    Replica, ReplicaError, Status, Ticket, Write, WriteDone, WriteError,
 };
 use tropism_storage::{Footprint, Head, KeptValues, Store, StoreError, Tally, View};
 
@@ -153,6 +153,10 @@ pub(crate) enum Message {
         write: Box<Write>,
         reply: Replier,
     },
+    Parked {
+        call: Box<ParkedCall>,
+        reply: oneshot::Sender<Result<ParkedStep, ParkedError>>,
+    },
     Stamps {
         count: u16,
         reply: oneshot::Sender<Result<Vec<Stamp>, ClockError>>,
@@ -200,6 +204,13 @@ impl Handle {
         let (reply, outcome) = Replier::new();
         self.try_send(Message::Write { write: Box::new(write), reply })?;
         Ok(outcome.await.map_err(|_| CallError::Stopped)??)
+    }
+
+    /// A step of looking after a parked key. It has taken effect, durably, when this returns.
+    pub async fn parked(&self, call: ParkedCall) -> Result<Result<ParkedStep, ParkedError>, CallError> {
+        let (reply, outcome) = oneshot::channel();
+        self.try_send(Message::Parked { call: Box::new(call), reply })?;
+        outcome.await.map_err(|_| CallError::Stopped)
     }
 
     /// Stamps that nobody else gets.
@@ -327,6 +338,7 @@ impl Driver {
             time,
             published,
             replies: HashMap::new(),
+            parked: HashMap::new(),
             links: HashMap::new(),
             next_ticket: 0,
             status_due: Instant::now(),
@@ -371,6 +383,8 @@ struct Turns {
     time: Time,
     published: Arc<ArcSwap<Published>>,
     replies: HashMap<Ticket, Replier>,
+    /// Operators' calls.
+    parked: HashMap<Ticket, oneshot::Sender<Result<ParkedStep, ParkedError>>>,
     links: HashMap<NodeId, Outgoing>,
     next_ticket: Ticket,
     status_due: Instant,
@@ -509,6 +523,11 @@ impl Turns {
                 self.replies.insert(self.next_ticket, reply);
                 Input::Write { ticket: self.next_ticket, write }
             }
+            Message::Parked { call, reply } => {
+                self.next_ticket += 1;
+                self.parked.insert(self.next_ticket, reply);
+                Input::Parked { ticket: self.next_ticket, call }
+            }
             Message::Stamps { count, reply } => {
                 let outcome = self.replica.stamps(now, &mut self.store, count);
                 self.leaving.push(Leaving::Stamps(reply, outcome));
@@ -555,6 +574,11 @@ impl Turns {
                     leaving.push(Leaving::Reply(reply, outcome));
                 }
             }
+            Output::Parked { ticket, outcome } => {
+                if let Some(reply) = self.parked.remove(&ticket) {
+                    leaving.push(Leaving::Parked(reply, outcome));
+                }
+            }
             Output::Send { to, frame } => {
                 let Some(link) = self.links.get(&to) else { return Ok(()) };
                 if let Ok(place) = link.frames.clone().try_reserve_owned() {
@@ -576,6 +600,12 @@ impl Turns {
             Output::Event(Event::Refused { from, reason }) => warn!(%from, reason, "change refused"),
             Output::Event(Event::Parked { reason }) => {
                 warn!(reason, "a change could not be applied: its key is parked")
+            }
+            Output::Event(Event::Retried { applied, served }) => {
+                info!(applied, served, "changes that were put aside were tried again")
+            }
+            Output::Event(Event::Dropped { scope, changes, row }) => {
+                warn!(%scope, changes, row, "an operator dropped what was kept of a parked key")
             }
             Output::Event(Event::Recounted { was, is }) => {
                 warn!(?was, ?is, "the keys were counted anew: a row was not what had been written");

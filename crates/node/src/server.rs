@@ -372,6 +372,7 @@ async fn set_health(reporter: &tonic_health::server::HealthReporter, status: ton
         "",
         v1::state_service_server::SERVICE_NAME,
         v1::scope_service_server::SERVICE_NAME,
+        v1::parked_service_server::SERVICE_NAME,
         v1::cluster_service_server::SERVICE_NAME,
     ] {
         reporter.set_service_status(service, status).await;

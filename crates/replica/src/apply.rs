@@ -8,7 +8,7 @@ use tropism_crdt::document::PeerChange;
 use tropism_crdt::{Body, Change, NodeId, Origin};
 use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
-use tropism_storage::{EditKey, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
+use tropism_storage::{EditKey, KeptChange, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
@@ -249,10 +249,15 @@ impl Replica {
                     row.parked = None; // what could not be applied went with its life
                 }
             }
+            // One that was put aside and is merged late is not the last of its origin.
+            let late = row.last.iter().any(|(origin, seq)| *origin == change.origin && *seq > change.seq);
             row.last.retain(|(origin, seq)| {
-                *origin != change.origin && !change.deps.iter().any(|(o, s)| o == origin && s >= seq)
+                (late || *origin != change.origin)
+                    && !change.deps.iter().any(|(o, s)| o == origin && s >= seq)
             });
-            row.last.push((change.origin, change.seq));
+            if !late {
+                row.last.push((change.origin, change.seq));
+            }
         }
         if row.cell.life > life {
             self.documents.clear(store, id, key, row.cell.life)?;
@@ -283,7 +288,8 @@ impl Replica {
         let names = store.edit_names(shard, key)?;
         let kept = names.iter().filter(|(of, _)| *of == life).map(|(_, part)| part + 1).max().unwrap_or(0);
         for (part, change) in (kept..).zip(changes) {
-            store.put_edit(&EditKey { shard, key, life, part }, &change.encode());
+            let piece = KeptChange::encode(self.clock.wall_ms(), change);
+            store.put_edit(&EditKey { shard, key, life, part }, &piece);
         }
         let Err(error) = store.value(shard, key) else { return Ok(()) }; // it was just found damaged
         let reason = error.to_string();
@@ -293,7 +299,7 @@ impl Replica {
     }
 
     /// Merges the automerge part of changes of the life a key is in; what does not apply parks the key.
-    fn merge_document(
+    pub(crate) fn merge_document(
         &mut self,
         store: &mut Store,
         id: ShardId,
@@ -304,32 +310,20 @@ impl Replica {
         if edits.is_empty() {
             return Ok(()); // writes that made no difference
         }
+        let (life, now_ms) = (row.cell.life, self.clock.wall_ms());
         let raw: Vec<&[u8]> = edits.iter().map(|change| raw_edit(change)).collect();
-        let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
-        let batch: Vec<PeerChange<'_>> =
-            raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
-        self.merge_raw(store, (id, key), row, &batch)
-    }
-
-    /// Merges raw changes, in causal order; what does not apply parks the key.
-    pub(crate) fn merge_raw(
-        &mut self,
-        store: &mut Store,
-        (id, key): (ShardId, &str),
-        row: &mut ValueRow,
-        batch: &[PeerChange<'_>],
-    ) -> Result<(), ReplicaError> {
-        let life = row.cell.life;
-        let raw: Vec<&[u8]> = batch.iter().map(|change| change.bytes).collect();
         if row.parked.is_none() {
-            let outcome = self.documents.apply(store, (id, key, life), batch);
+            let origins: Vec<Vec<u8>> = edits.iter().map(|change| change.origin.to_bytes()).collect();
+            let batch: Vec<PeerChange<'_>> =
+                raw.iter().zip(&origins).map(|(bytes, origin)| PeerChange { origin, bytes }).collect();
+            let outcome = self.documents.apply(store, (id, key, life), &batch);
             let (held, applied, refused) = match outcome {
                 Ok(outcome) => outcome,
                 Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
                 Err(error) => {
                     let reason = error.to_string();
                     self.event(Event::Parked { reason: reason.clone() });
-                    park(store, id, key, row, &raw, reason);
+                    park(store, id, key, row, (now_ms, edits), reason);
                     return Ok(());
                 }
             };
@@ -340,10 +334,10 @@ impl Replica {
             if let Some(reason) = refused {
                 let reason = reason.to_string();
                 self.event(Event::Parked { reason: reason.clone() });
-                park(store, id, key, row, &raw[applied..], reason);
+                park(store, id, key, row, (now_ms, &edits[applied..]), reason);
             }
         } else {
-            park(store, id, key, row, &raw, String::new());
+            park(store, id, key, row, (now_ms, edits), String::new());
         }
         Ok(())
     }
@@ -448,13 +442,14 @@ pub(crate) fn park(
     shard: ShardId,
     key: &str,
     row: &mut ValueRow,
-    changes: &[&[u8]],
+    (now_ms, changes): (u64, &[&Change]),
     reason: String,
 ) {
     let parked = row.parked.get_or_insert(Parked { changes: 0, reason });
     for change in changes {
         let part = EditKey::PARKED + parked.changes;
-        store.put_edit(&EditKey { shard, key, life: row.cell.life, part }, change);
+        let piece = KeptChange::encode(now_ms, change);
+        store.put_edit(&EditKey { shard, key, life: row.cell.life, part }, &piece);
         parked.changes += 1;
     }
 }

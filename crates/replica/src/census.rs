@@ -85,6 +85,15 @@ pub struct Degraded {
     pub problem: String,
 }
 
+/// Every shard with parked keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParkedShards {
+    /// Which.
+    pub shards: Vec<ShardId>,
+    /// How many keys they are: as many as the store tallies, or the tally knows of one that is not here yet.
+    pub keys: u64,
+}
+
 impl Census {
     /// Whether the sweep has been round since the start.
     pub(crate) fn is_whole(&self) -> bool {
@@ -153,6 +162,15 @@ impl Census {
     /// Living keys that have expired, as far as is known.
     pub(crate) fn expired(&self, now_ms: u64) -> u64 {
         self.whole.as_ref().unwrap_or(&self.round).expiries.before(now_ms)
+    }
+
+    /// Every shard with parked keys; `None` while that is not known: before the first round is over, and when there are
+    /// too many of them.
+    pub(crate) fn parked_shards(&self) -> Option<ParkedShards> {
+        let whole = self.whole.as_ref()?;
+        let keys = whole.parked.values().map(|parked| parked.keys).sum();
+        let shards = || whole.parked.keys().copied().collect();
+        (keys >= whole.keys.parked).then(|| ParkedShards { shards: shards(), keys })
     }
 
     /// Scopes with parked keys, those with the most first, as far as is known.

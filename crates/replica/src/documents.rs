@@ -176,6 +176,9 @@ pub(crate) enum LoadError {
     Document(DocumentError),
 }
 
+/// The raw change, if an edit made a difference, and the document then.
+pub(crate) type Edited<'a, E> = Result<(Option<Vec<u8>>, &'a mut Held), E>;
+
 /// A life of a key.
 pub(crate) type Place<'a> = (ShardId, &'a str, u64);
 
@@ -327,7 +330,7 @@ impl Documents {
         place: Place<'_>,
         light: impl FnOnce(&mut Light) -> Result<Tried, E>,
         whole: impl FnOnce(&mut Document) -> Result<Option<Vec<u8>>, E>,
-    ) -> Result<Result<(Option<Vec<u8>>, &mut Held), E>, LoadError> {
+    ) -> Result<Edited<'_, E>, LoadError> {
         let mut tried = Tried::NeedsAutomerge;
         if let State::Light(held) = &mut self.open(store, place)?.state {
             match light(held) {

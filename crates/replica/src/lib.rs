@@ -43,6 +43,7 @@ mod frame;
 mod inspect;
 pub mod limits;
 mod link;
+mod parked;
 mod recent;
 mod reconcile;
 mod replica;
@@ -55,7 +56,7 @@ mod transfer;
 mod waiting;
 mod write;
 
-pub use census::Degraded;
+pub use census::{Degraded, ParkedShards};
 pub use digest::DigestKey;
 pub use documents::LongHistory;
 pub use frame::{
@@ -63,6 +64,7 @@ pub use frame::{
     MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want,
 };
 pub use link::{LinkCounts, LinkStatus};
+pub use parked::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
     Status, Ticket, TimesFull,

@@ -105,6 +105,18 @@ pub const EXPIRY_BUCKETS: usize = 10_000;
 pub const EXPIRY_WIDTH_MS: u64 = 1_000;
 /// Shards with parked keys that are named; some 200 bytes each. Keys of others are only counted.
 pub const DEGRADED_SHARDS: usize = 1_000;
+/// Changes put aside that one step of a retry or a drop takes on: at the largest, 64 MiB are read for it.
+pub const PARKED_STEP_CHANGES: usize = 32;
+/// Changes put aside that one answer describes; the others are counted.
+pub const SHOWN_KEPT: usize = 256;
+/// Bytes of changes put aside that are read to describe them, beyond one step.
+pub const SHOWN_KEPT_BYTES: usize = 4 << 20;
+/// Changes put aside that are counted of one key: some 100 ms.
+pub const COUNTED_KEPT: usize = 100_000;
+/// Keys with a dropped row that take no writes until the node starts again; some 600 bytes each at most.
+pub const DROPPED_ROWS: usize = 10_000;
+/// Changes that spoil a document which one step tries: after each the document is loaded again.
+pub const SPOILED_TRIES: usize = 4;
 /// Scopes with parked keys that a status names, and documents with long histories that are remembered.
 pub const NAMED_IN_STATUS: usize = 100;
 /// A history is long from this share of what its policy allows, percent.

@@ -1,6 +1,6 @@
 //! The state machine: inputs, outputs, and what happens in between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use thiserror::Error;
 use tropism_crdt::clock::{Clock, ClockError};
@@ -10,12 +10,12 @@ use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::{OLDEST_FORMAT, STORE_FORMAT};
 use tropism_storage::{
-    ClockRow, Head, Header, KeyTally, LogKey, NodeKey, Reads, ShardRow, Space, Store, StoreError, ValueKey,
-    ValueRow,
+    ClockRow, DroppedRow, Head, Header, KeyTally, LogFloorRow, LogKey, NodeKey, Reads, ShardRow, Space,
+    Store, StoreError, ValueKey, ValueRow,
 };
 
 use crate::apply::Pending;
-use crate::census::{Census, Counted, Degraded};
+use crate::census::{Census, Counted, Degraded, ParkedShards};
 use crate::digest::{DigestKey, Fingerprints};
 use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
@@ -24,6 +24,7 @@ use crate::limits::{
     CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, VALUES_CACHE_SHARE,
 };
 use crate::link::{Link, LinkStatus};
+use crate::parked::{ParkedCall, ParkedError, ParkedStep};
 use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
@@ -52,6 +53,13 @@ pub enum Input {
         ticket: Ticket,
         /// What to write.
         write: Box<Write>,
+    },
+    /// An operator looks after a parked key; answered by [`Output::Parked`] with the same ticket, exactly once.
+    Parked {
+        /// Comes back with the reply.
+        ticket: Ticket,
+        /// Which key, and what to do.
+        call: Box<ParkedCall>,
     },
     /// A link to a peer stands: both hellos were exchanged and the peer proved that it belongs here.
     LinkUp(Hello),
@@ -85,6 +93,13 @@ pub enum Output {
         ticket: Ticket,
         /// What became of it.
         outcome: Result<WriteDone, WriteError>,
+    },
+    /// Answers an operator.
+    Parked {
+        /// Whose call.
+        ticket: Ticket,
+        /// What was done.
+        outcome: Result<ParkedStep, ParkedError>,
     },
     /// Sends a frame on a peer's link.
     Send {
@@ -206,6 +221,22 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Changes that were put aside were tried again.
+    Retried {
+        /// How many of them were applied.
+        applied: usize,
+        /// Whether their key is served again.
+        served: bool,
+    },
+    /// An operator gave up changes that were put aside.
+    Dropped {
+        /// Of which scope.
+        scope: ScopeName,
+        /// How many.
+        changes: u64,
+        /// Whether a row that could not be read went with them.
+        row: bool,
+    },
     /// This node's store is behind what a peer saw of it: it must not serve.
     Short {
         /// Who says so.
@@ -321,6 +352,12 @@ pub struct Replica {
     pub(crate) transfers: Transfers,
     pub(crate) inspections: Inspections,
     pub(crate) times_full: TimesFull,
+    /// What operators gave up in this store.
+    pub(crate) dropped: Option<DroppedRow>,
+    /// Keys whose row was dropped after this origin may have written them. It no longer knows what it said of them: the
+    /// total of a counter, the number of its last edit. Said anew, peers would take the smaller total for the later one,
+    /// and the edit for a fork. So they take no writes here while this origin lives.
+    pub(crate) barred: BTreeSet<(ShardId, String)>,
     next_peer_rows_us: u64,
 }
 
@@ -377,6 +414,11 @@ pub struct Status {
     pub expired_keys: u64,
     /// Scopes with keys that cannot be shown, those with the most first; until [`Self::counted`] those passed.
     pub degraded: Vec<Degraded>,
+    /// Every shard with parked keys; `None` while the sweep has not been round since the start, and when there are too
+    /// many.
+    pub parked_shards: Option<ParkedShards>,
+    /// What operators gave up in this store.
+    pub dropped: Option<DroppedRow>,
     /// Whether the sweep has been round since the start.
     pub counted: bool,
     /// Documents near their history budget that were written, or asked to be, since the start; the fullest first.
@@ -408,6 +450,10 @@ impl Replica {
             Some(header) if header.format < STORE_FORMAT => {
                 let header = Header { format: STORE_FORMAT, ..header };
                 store.put_row(Space::Node, NodeKey::Header.encode(), &header);
+                // Earlier formats did not say where the log begins.
+                let first = store.commit_rows(0, u64::MAX).next().transpose()?.map(|(commit, _)| commit);
+                let floor = LogFloorRow { commit: first.unwrap_or(store.head().commit + 1) };
+                store.put_row(Space::Node, NodeKey::LogFloor.encode(), &floor);
                 header
             }
             Some(header) => header,
@@ -438,6 +484,7 @@ impl Replica {
             links.insert(peer.node, Link::new(peer.clone(), row, head));
         }
         let log_floor = store.log_floor()?;
+        let dropped = store.row(Space::Node, &NodeKey::Dropped.encode())?;
         let values = identity.cache_bytes / VALUES_CACHE_SHARE;
         store.keep_values(values);
         let documents = Documents::new(origin, identity.cache_bytes - values);
@@ -465,6 +512,8 @@ impl Replica {
             transfers,
             inspections: Inspections::open(origin.random),
             times_full: TimesFull::default(),
+            dropped,
+            barred: BTreeSet::new(),
             next_peer_rows_us: now.mono_us,
         };
         replica.reserve(now, store);
@@ -479,6 +528,7 @@ impl Replica {
         }
         match input {
             Input::Write { ticket, write } => self.write(now, store, ticket, *write)?,
+            Input::Parked { ticket, call } => self.parked(now, store, ticket, &call)?,
             Input::LinkUp(hello) => self.link_up(now, store, hello),
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
@@ -599,6 +649,8 @@ impl Replica {
             reserved_ms: self.clock.reserved_ms(),
             expired_keys: self.census.expired(now.wall_ms),
             degraded: self.census.degraded().into_iter().take(NAMED_IN_STATUS).collect(),
+            parked_shards: self.census.parked_shards(),
+            dropped: self.dropped.clone(),
             counted: self.census.is_whole(),
             long_histories: self.documents.long_histories(),
             log_floor: self.log_floor,

@@ -9,12 +9,11 @@ use tropism_crdt::codec::{DecodeError, Reader, put_bytes, put_varint};
 use tropism_crdt::document::{Document, DocumentError, PeerChange};
 use tropism_placement::{Kind, ShardId};
 use tropism_storage::rows::{Parked, Row};
-use tropism_storage::{EditKey, Reads, Space, Store, StoreError, ValueRow, View};
+use tropism_storage::{EditKey, Kept, KeptChange, Reads, Space, Store, StoreError, ValueRow, View};
 
-use crate::apply::park;
 use crate::census::Counted;
 use crate::documents::LoadError;
-use crate::limits::MAX_LIFE;
+use crate::limits::{MAX_LIFE, PARKED_STEP_CHANGES};
 use crate::replica::{Event, Replica, ReplicaError};
 
 /// A key's state.
@@ -43,7 +42,11 @@ impl KeyState {
         if !matches!(value.cell.content, Content::Document { .. }) && value.parked.is_none() {
             return Ok(state);
         }
-        for (part, piece) in view.committed_edits(shard, key, value.cell.life)? {
+        let edits = match view.committed_edits(shard, key, value.cell.life) {
+            Err(StoreError::Damaged { .. }) => return Ok(Self::default()), // as little readable as a damaged row
+            edits => edits?,
+        };
+        for (part, piece) in edits {
             match part {
                 0 => state.saved = Some(piece),
                 EditKey::PARKED.. => state.parked.push(piece),
@@ -145,7 +148,11 @@ impl Replica {
             // What cannot be shown here is better there; and what was never here is taken as it is.
             Admission::SameLife if ours.parked.is_some() && theirs.parked.is_none() => {
                 row.parked = None;
+                let parked = self.parked_changes(store, id, key, row.cell.life)?;
                 self.take_document(store, (id, key), (state, &theirs), &mut row, None)?;
+                // The peer may not have had the last of them: they go on top of its state.
+                let parked: Vec<&Change> = parked.iter().collect();
+                self.merge_document(store, id, key, &mut row, &parked)?;
             }
             Admission::SameLife => {
                 let ours = Some(&ours.cell.content);
@@ -161,6 +168,28 @@ impl Replica {
         Ok(was.fingerprint != is.fingerprint)
     }
 
+    /// Takes the changes of a life that were put aside.
+    fn parked_changes(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        key: &str,
+        life: u64,
+    ) -> Result<Vec<Change>, ReplicaError> {
+        let mut parked = Vec::new();
+        let mut from = Some((life, EditKey::PARKED));
+        while let Some(place) = from.filter(|place| place.0 == life) {
+            let (kept, next) = store.kept(id, key, place, PARKED_STEP_CHANGES)?;
+            for Kept { place: (of, part), change, .. } in kept.into_iter().filter(|kept| kept.place.0 == life)
+            {
+                parked.extend(change.ok().map(|kept| kept.change));
+                store.remove(Space::Edits, EditKey { shard: id, key, life: of, part }.encode());
+            }
+            from = next;
+        }
+        Ok(parked)
+    }
+
     /// Takes the changes that were kept while the key's row could not be read.
     fn kept_changes(
         &mut self,
@@ -171,7 +200,7 @@ impl Replica {
         let life = EditKey::ROW_LOST;
         let mut kept = Vec::new();
         for (part, change) in store.edits(id, key, life)? {
-            kept.extend(Change::decode(&change).ok());
+            kept.extend(KeptChange::decode(&change).ok().map(|kept| kept.change));
             store.remove(Space::Edits, EditKey { shard: id, key, life, part }.encode());
         }
         Ok(kept)
@@ -226,7 +255,7 @@ impl Replica {
                     .map(|made| PeerChange { origin: &made.origin, bytes: &made.bytes })
                     .collect();
                 if !batch.is_empty() {
-                    self.merge_raw(store, (id, key), row, &batch)?;
+                    self.merge_missing(store, (id, key), row, &batch)?;
                 }
             }
             _ => {
@@ -242,18 +271,37 @@ impl Replica {
             }
         }
         // What did not apply there may have applied here, or may now.
-        for raw in &state.parked {
-            match Document::made_by(raw) {
-                Some(made) => {
-                    let change = PeerChange { origin: &made.origin, bytes: &made.bytes };
-                    self.merge_raw(store, (id, key), row, &[change])?;
-                }
-                None => {
-                    let reason =
-                        theirs.parked.as_ref().map_or_else(String::new, |parked| parked.reason.clone());
-                    park(store, id, key, row, &[raw], reason);
-                }
+        for piece in &state.parked {
+            if let Ok(kept) = KeptChange::decode(piece) {
+                self.merge_document(store, id, key, row, &[&kept.change])?;
             }
+        }
+        Ok(())
+    }
+
+    /// Merges raw changes that a peer's history has and ours has not, in causal order.
+    fn merge_missing(
+        &mut self,
+        store: &mut Store,
+        (id, key): (ShardId, &str),
+        row: &mut ValueRow,
+        batch: &[PeerChange<'_>],
+    ) -> Result<(), ReplicaError> {
+        let raw: Vec<&[u8]> = batch.iter().map(|change| change.bytes).collect();
+        let (held, applied, refused) = match self.documents.apply(store, (id, key, row.cell.life), batch) {
+            Ok(outcome) => outcome,
+            Err(LoadError::Store(error @ StoreError::Engine(_))) => return Err(error.into()),
+            Err(error) => {
+                self.park_state(row, error.to_string());
+                return Ok(());
+            }
+        };
+        let (heads, json) = held.shown();
+        row.cell.content = Content::Document { heads: heads.hashes().to_vec(), json };
+        self.documents.save(store, id, key, &raw[..applied])?;
+        self.note_history(id, key);
+        if let Some(refused) = refused {
+            self.park_state(row, refused.to_string());
         }
         Ok(())
     }

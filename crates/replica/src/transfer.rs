@@ -383,9 +383,7 @@ impl Replica {
             }
             if number == 0 {
                 // Of a key that is sent again the last state may have had more pieces.
-                for (old, _) in store.staged(id, &key)? {
-                    store.remove(Space::Staged, StagedKey { shard: id, key: &key, piece: old }.encode());
-                }
+                store.unstage(id, &key)?;
             }
             store.stage(&StagedKey { shard: id, key: &key, piece: number }, &bytes);
             self.transfers.counted.bytes += bytes.len() as u64;
@@ -475,7 +473,15 @@ impl Replica {
         if !self.transfers.is_settling(id) {
             return Ok(());
         }
-        let pieces = store.staged(id, key)?;
+        let damaged = |problem: String| Event::Parked { reason: format!("a staged state: {problem}") };
+        let pieces = match store.staged(id, key) {
+            Err(error @ StoreError::Damaged { .. }) => {
+                // Its shard counts it as come: the digest will tell, and the peer gives it again.
+                self.event(damaged(error.to_string()));
+                return Ok(store.unstage(id, key)?);
+            }
+            pieces => pieces?,
+        };
         if pieces.is_empty() {
             return Ok(());
         }
@@ -488,13 +494,10 @@ impl Replica {
                 Ok(state) => {
                     self.take_state(store, id, key, &state)?;
                 }
-                Err(error) => self.event(Event::Parked { reason: format!("a staged state: {error}") }),
+                Err(error) => self.event(damaged(error.to_string())),
             }
         }
-        for (piece, _) in pieces {
-            store.remove(Space::Staged, StagedKey { shard: id, key, piece }.encode());
-        }
-        Ok(())
+        Ok(store.unstage(id, key)?)
     }
 
     /// Merges some keys of shards that landed, when it is time.

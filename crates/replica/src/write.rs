@@ -333,6 +333,12 @@ impl Replica {
         if let Some(parked) = &row.parked {
             return Ok(Err(WriteError::Damaged(parked.reason.clone())));
         }
+        if !self.barred.is_empty() && self.barred.contains(&(id, write.key.clone())) {
+            return Ok(Err(WriteError::Damaged(
+                "its row was dropped here by hand; write it in another region, or start this node again"
+                    .to_owned(),
+            )));
+        }
         if let Err(error) = check(&row.cell, existed, write.precondition.as_ref()) {
             return Ok(Err(error));
         }

@@ -13,10 +13,12 @@ use tropism_replica::{
     Status, Write, WriteDone, WriteError, WriteOp,
 };
 use tropism_storage::{
-    Batch, ClockRow, EditKey, Engine, MemoryEngine, NodeKey, Reads, Space, Store, StoreKey, ValueKey,
-    ValueRow, View,
+    Batch, ClockRow, EditKey, Engine, KeptChange, MemoryEngine, NodeKey, Reads, Space, Store, StoreKey,
+    ValueKey, ValueRow, View,
 };
 
+#[path = "scenarios/parked.rs"]
+mod parked;
 #[path = "scenarios/repair.rs"]
 mod repair;
 
@@ -750,7 +752,8 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         let store = &pair.nodes[1].store;
         assert!(store.value(shard(scope), "rotten").is_err(), "nothing is shown");
         let kept = store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
-        let kept: Vec<u64> = kept.iter().map(|(_, change)| Change::decode(change).unwrap().seq).collect();
+        let kept: Vec<u64> =
+            kept.iter().map(|(_, kept)| KeptChange::decode(kept).unwrap().change.seq).collect();
         assert_eq!(kept, [2, 3, 5], "every change since, before and after the restart");
         assert_eq!(pair.nodes[0].store.vector(shard(scope)), store.vector(shard(scope)), "and counted");
         assert_eq!(pair.value(0, scope, "sound").last, pair.value(1, scope, "sound").last);

@@ -18,7 +18,7 @@ const FAILED: [(u64, &str); 6] = [
 ];
 
 /// What must happen somewhere in [`FRESH`] seeds: a simulator that never gets there proves nothing about it.
-const MUST_HAPPEN: [&str; 64] = [
+const MUST_HAPPEN: [&str; 66] = [
     "a turn was gathered while the one before was synced",
     "a change arrived twice",
     "a change waited for what it depends on",
@@ -33,6 +33,7 @@ const MUST_HAPPEN: [&str; 64] = [
     "a precondition failed",
     "a repeated request was answered as before",
     "a request was sent again",
+    "a retry left a hostile change parked",
     "a scope was asked for where it is not",
     "a session read",
     "a session was begun anew",
@@ -82,6 +83,7 @@ const MUST_HAPPEN: [&str; 64] = [
     "other regions did not acknowledge in time",
     "the log was trimmed",
     "vectors compared unequal",
+    "what was kept of a parked key was dropped",
     "an operation found its node down",
 ];
 

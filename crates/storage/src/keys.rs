@@ -56,7 +56,8 @@ pub struct EditKey<'a> {
     pub key: &'a str,
     /// The life it belongs to.
     pub life: u64,
-    /// 0: the saved document; from 1: changes since, in order; from [`EditKey::PARKED`]: changes that did not apply.
+    /// 0: the saved document; from 1: changes since, in order; from [`EditKey::PARKED`]: changes that did not apply, each
+    /// a [`KeptChange`](crate::KeptChange).
     pub part: u64,
 }
 
@@ -229,6 +230,8 @@ pub enum NodeKey<'a> {
     Commit(u64),
     /// What is remembered of a peer.
     Peer(NodeId),
+    /// What was dropped here by hand.
+    Dropped,
     /// A scope by name and incarnation.
     Scope(&'a str, u64),
     /// Where the log begins.
@@ -252,6 +255,7 @@ impl NodeKey<'_> {
                 out.push(5);
                 node.encode(&mut out);
             }
+            Self::Dropped => out.push(9),
             Self::Scope(name, incarnation) => {
                 out.push(6);
                 out.extend_from_slice(name.as_bytes());
@@ -284,6 +288,7 @@ mod tests {
         let staged = StagedKey { shard, key: "k", piece: 7 };
         assert_eq!(staged.encode().as_bytes()[18..], *b"k\0\0\0\0\x07");
         assert_eq!(StagedKey::decode(staged.encode().as_bytes()), Ok(staged));
+        assert_eq!(NodeKey::Dropped.encode().as_bytes()[..], *b"\x09");
         let long = "k".repeat(512);
         assert_eq!(ValueKey { shard, key: &long }.encode().as_bytes().len(), 530);
     }

@@ -9,6 +9,7 @@
 //! cannot be built. Rows ([`rows`]) carry a checksum.
 
 pub mod engine;
+mod kept;
 pub mod keys;
 mod latest;
 pub mod memory;
@@ -16,11 +17,12 @@ pub mod rows;
 pub mod store;
 
 pub use engine::{Batch, Engine, EngineError, Footprint, Space, StoreKey, Syncer, View};
+pub use kept::{Kept, KeptChange, KeptCount, Place};
 pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, StagedKey, ValueKey};
 pub use latest::KeptValues;
 pub use memory::MemoryEngine;
 pub use rows::{
-    ClockRow, CommitRow, Digest, Head, HeadRow, Header, KeyTally, LogFloorRow, PeerRow, RequestRow, ShardRow,
-    Standing, Tally, TransferRow, ValueRow, VectorRow,
+    ClockRow, CommitRow, Digest, DroppedRow, Head, HeadRow, Header, KeyTally, LogFloorRow, PeerRow,
+    RequestRow, ShardRow, Standing, Tally, TransferRow, ValueRow, VectorRow,
 };
 pub use store::{Reads, Store, StoreError};

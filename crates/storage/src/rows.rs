@@ -56,9 +56,9 @@ pub struct ValueRow {
 /// Why a key is not served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// How many changes were put aside.
+    /// The place of the next change that is put aside: so many were since the key was parked. At least 1.
     pub changes: u64,
-    /// What was wrong with the first.
+    /// What is wrong with the first that is left.
     pub reason: String,
 }
 
@@ -482,6 +482,38 @@ impl Row for RequestRow {
     }
 }
 
+/// What an operator gave up in this store, since it was made: parked changes that were dropped. Without names of keys:
+/// those must go from here when their scope moves away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DroppedRow {
+    /// Times that a key was given up.
+    pub keys: u64,
+    /// Changes that went.
+    pub changes: u64,
+    /// When the last was given up, by the wall clock, Unix ms.
+    pub last_ms: u64,
+    /// The scope of that key.
+    pub scope: String,
+}
+
+impl Row for DroppedRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        for number in [self.keys, self.changes, self.last_ms] {
+            put_varint(out, number);
+        }
+        put_bytes(out, self.scope.as_bytes());
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self {
+            keys: r.varint("keys")?,
+            changes: r.varint("changes")?,
+            last_ms: r.varint("wall clock")?,
+            scope: r.str("scope")?.to_owned(),
+        })
+    }
+}
+
 /// What is remembered of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PeerRow {
@@ -557,6 +589,9 @@ mod tests {
             *b"\x01\0\0\0\0\0\0\0\x02\x03\x04\x05\x06\x07\xac\x02\x2d\xb7\xce\xd7\x41\x96\x3a\x19"
         );
         assert_eq!(HeadRow::decode(&bytes), Ok(row));
+        let dropped = DroppedRow { keys: 1, changes: 300, last_ms: 2, scope: "s".to_owned() };
+        assert_eq!(dropped.encode()[..6], *b"\x01\xac\x02\x02\x01s");
+        assert_eq!(DroppedRow::decode(&dropped.encode()), Ok(dropped));
         let first = Bytes::from_static(b"\x01\0\0\0\0\0\0\0\x02\xf7\x6d\xf0\x2b\xee\x07\x23\x25");
         assert_eq!(HeadRow::decode(&first), Ok(HeadRow { head, tally: Tally::default() }));
     }

@@ -97,11 +97,8 @@ pub trait Reads: View {
 
     /// The first commit that is whole in the log.
     fn log_floor(&self) -> Result<u64, StoreError> {
-        if let Some(row) = self.row::<LogFloorRow>(Space::Node, &NodeKey::LogFloor.encode())? {
-            return Ok(row.commit);
-        }
-        // Nothing was taken out, or by a program that did not say so.
-        Ok(self.commit_rows(0, u64::MAX).next().transpose()?.map_or(1, |(commit, _)| commit))
+        let row = self.row::<LogFloorRow>(Space::Node, &NodeKey::LogFloor.encode())?;
+        Ok(row.map_or(1, |row| row.commit)) // nothing was ever taken out
     }
 
     /// Index rows of the commits `from..to`, in order; of the open batch nothing.
@@ -248,6 +245,12 @@ impl Store {
         self.tally.keys.remove(was);
         self.tally.keys.add(row.standing());
         self.put_row(Space::Values, name, row);
+    }
+
+    /// Removes a key's row and counts it no longer; `was` is as what it was counted.
+    pub fn remove_value(&mut self, name: StoreKey, was: Standing) {
+        self.tally.keys.remove(was);
+        self.remove(Space::Values, name);
     }
 
     /// Replaces what is counted of keys by what counting them anew gave.
@@ -434,6 +437,15 @@ impl Store {
             pieces.push((number, piece.slice_ref(checked(&piece).map_err(damaged)?)));
         }
         Ok(pieces)
+    }
+
+    /// Removes what is staged of a key, damaged or not.
+    pub fn unstage(&mut self, shard: ShardId, key: &str) -> Result<(), StoreError> {
+        let prefix = StagedKey::prefix(&shard, key);
+        for (name, _) in self.rows(Space::Staged, &prefix, &after_prefix(&prefix))? {
+            self.remove(Space::Staged, StoreKey::existing(name));
+        }
+        Ok(())
     }
 
     /// Writes a piece of a key's state as a peer sent it.

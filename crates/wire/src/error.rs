@@ -169,6 +169,12 @@ reasons! {
     AlreadyExpired = FailedPrecondition "ALREADY_EXPIRED",
     /// The durability asks for more regions than serve the scope.
     TooFewRegions = FailedPrecondition "TOO_FEW_REGIONS",
+    /// The key is served like any other: nothing is kept of it.
+    NotParked = FailedPrecondition "NOT_PARKED",
+    /// The key's row cannot be read, so nothing can be applied to it.
+    RowDamaged = FailedPrecondition "ROW_DAMAGED",
+    /// Another node was meant than the one that was asked.
+    WrongNode = FailedPrecondition "WRONG_NODE",
     /// The peer is of another cluster, protocol or policy, or its store is behind what was seen of it.
     PeerRefused = FailedPrecondition "PEER_REFUSED",
 

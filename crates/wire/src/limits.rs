@@ -22,5 +22,9 @@ pub const MAX_STAMPS: u32 = 1000;
 pub const DEFAULT_PAGE_SCOPES: u32 = 100;
 /// Most scopes of a page: some 500 KiB.
 pub const MAX_PAGE_SCOPES: u32 = 1000;
+/// Parked keys of a page when the client names no number.
+pub const DEFAULT_PAGE_PARKED: u32 = 100;
+/// Most parked keys of a page: some 700 KiB.
+pub const MAX_PAGE_PARKED: u32 = 1000;
 /// Longest content type in bytes, as long as RFC 6838 lets both its names be.
 pub const MAX_CONTENT_TYPE_BYTES: usize = 255;

@@ -1,7 +1,6 @@
 //! Commands about one key.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -12,7 +11,9 @@ use tropism_wire::error::echo;
 
 use super::read_value;
 use crate::args::{Delete, Expire, Get, Incr, Place, Put, Stamp, Ttl, Version};
-use crate::output::{EntryJson, Failure, Output, WrittenJson, hex, one_line, say, stamp as stamp_text};
+use crate::output::{
+    EntryJson, Failure, Output, WrittenJson, hex, now_ms, one_line, say, stamp as stamp_text,
+};
 use crate::target::connect;
 
 /// The type of a register whose text was given in the command.
@@ -134,8 +135,7 @@ pub(super) async fn expire(args: &Expire, out: &mut Output) -> Result<(), Failur
 pub(super) async fn ttl(args: &Ttl, out: &mut Output) -> Result<(), Failure> {
     let client = connect(&args.connection).await?;
     let expires_at_ms = visible(&client, &args.place).await?.expires_at_ms;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let left_ms = expires_at_ms.map(|at| at.saturating_sub(u64::try_from(now).unwrap_or(u64::MAX)));
+    let left_ms = expires_at_ms.map(|at| at.saturating_sub(now_ms()));
     if out.json {
         return out.object(&json!({ "expires_at_ms": expires_at_ms, "ttl_ms": left_ms }));
     }

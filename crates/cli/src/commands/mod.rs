@@ -4,6 +4,7 @@ mod demo;
 mod dev;
 mod keys;
 mod load;
+mod parked;
 pub(crate) mod patch;
 mod range;
 mod serve;
@@ -39,6 +40,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Load(args) => wait(load::load(&args, &mut out)),
         Command::Stamp(args) => wait(keys::stamp(&args, &mut out)),
         Command::Status(args) => wait(status::status(&args, &mut out)),
+        Command::Parked(args) => wait(parked::parked(args, &mut out)),
         Command::Scopes(args) => wait(status::scopes(args, &mut out)),
         Command::Scope(args) => wait(status::scope(&args, &mut out)),
         Command::Dev(args) => dev::dev(args, &mut out),

@@ -369,9 +369,18 @@ impl Inner {
         let parked = published.tally.keys.parked;
         if parked > 0 {
             let message = format!(
-                "{parked} keys cannot be shown: reads of them answer KEY_PARKED; other regions may show them"
+                "{parked} keys cannot be shown: reads of them answer KEY_PARKED; other regions may show them; `tropism \
+                 parked list` names them"
             );
             warnings.push(warning("keys_parked", message, started));
+        }
+        if let Some(dropped) = &published.status.dropped {
+            let message = format!(
+                "what was kept of parked keys was dropped here by hand: {} changes, {} times, the last in scope {}; the \
+                 values of such keys may differ from those of other regions, which this node takes for equal",
+                dropped.changes, dropped.keys, dropped.scope
+            );
+            warnings.push(warning("changes_dropped", message, dropped.last_ms));
         }
         for link in links.iter().filter(|link| link.state() == v1::LinkState::Down) {
             let message = format!(

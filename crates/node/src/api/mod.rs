@@ -22,6 +22,7 @@ use tropism_replica::{Now, Peer};
 use tropism_storage::{Space, StagedKey, StoreError};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
+use tropism_wire::v1::parked_service_server::ParkedServiceServer;
 use tropism_wire::v1::scope_service_server::ScopeServiceServer;
 use tropism_wire::v1::state_service_server::StateServiceServer;
 use tropism_wire::{Problem, Reason, from_proto, v1};
@@ -33,6 +34,7 @@ use crate::traffic::Traffic;
 mod admission;
 mod cluster;
 mod hub;
+mod parked;
 mod scan;
 mod scope;
 mod state;
@@ -160,7 +162,7 @@ impl Api {
         }))
     }
 
-    /// The three services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
+    /// The four services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
     /// of headers through, so that too much metadata is refused in words.
     pub fn routes(&self) -> Routes {
         let state = StateServiceServer::new(self.clone())
@@ -168,8 +170,10 @@ impl Api {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let scope = ScopeServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let parked = ParkedServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Routes::new(Admitted::new(state, self.gate.clone()))
             .add_service(Admitted::new(scope, self.gate.clone()))
+            .add_service(Admitted::new(parked, self.gate.clone()))
             .add_service(Admitted::new(cluster, self.gate.clone()).while_stopping())
     }
 

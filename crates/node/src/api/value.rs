@@ -22,10 +22,8 @@ pub(super) fn expires_at_ms(at: Option<u64>) -> u64 {
 /// The key is parked, its counter is beyond 64 bits, or merging made it larger than a message.
 pub(super) fn entry(key: String, row: ValueRow, keys_only: bool) -> Result<v1::Entry, Problem> {
     if let Some(parked) = row.parked {
-        let message = format!(
-            "the key cannot be shown: {} changes to it could not be applied: {}",
-            parked.changes, parked.reason
-        );
+        let message =
+            format!("the key cannot be shown: a change to it could not be applied: {}", parked.reason);
         return Err(Problem::data_loss(Reason::KeyParked, message));
     }
     let version = version_of(&row.cell);

@@ -6,6 +6,7 @@ mod hostile;
 mod journal;
 mod links;
 mod node;
+mod operator;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -80,6 +81,8 @@ struct World {
     next_call: u64,
     /// Links whose next frame of changes is forged on its way.
     forging: Vec<(usize, usize)>,
+    /// What an operator asked for and has no answer to, by ticket.
+    asked_parked: BTreeMap<u64, operator::Asked>,
     settling: bool,
     trace: Trace,
 }
@@ -134,6 +137,7 @@ impl World {
             next_ticket: 0,
             next_call: 0,
             forging: Vec::new(),
+            asked_parked: BTreeMap::new(),
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
         };

@@ -476,6 +476,7 @@ impl World {
                 self.journal.note(self.now_us, at, || format!("answers write {ticket}: {outcome:?}"));
                 self.replied(at, ticket, outcome);
             }
+            Output::Parked { ticket, outcome } => self.looked_after(at, ticket, outcome),
             Output::Send { to, frame } => self.send(at, to, frame),
             Output::Disconnect { peer, .. } => {
                 let Some(peer) = self.number(peer) else { return };
@@ -526,6 +527,8 @@ impl World {
             Event::Parked { .. } if !self.checkers.truth.rotten.is_empty() => {
                 "a change of a key whose row had rotted was kept"
             }
+            Event::Retried { served: true, .. } => "a parked key was served again",
+            Event::Retried { .. } | Event::Dropped { .. } => return, // the answer tells
             Event::Parked { .. } if attacked => "a hostile change parked its key",
             Event::Refused { .. } if attacked => "a hostile change was refused",
             Event::Parked { reason } => {

@@ -264,8 +264,8 @@ proptest! {
                     let giver = members[*from].seen;
                     let member = &mut members[*to];
                     let mut changes: Vec<(usize, Vec<u8>, [usize; 3])> = Vec::new();
-                    for author in 0..3 {
-                        let missing = member.seen[author]..giver[author].max(member.seen[author]);
+                    for (author, given) in giver.into_iter().enumerate() {
+                        let missing = member.seen[author]..given.max(member.seen[author]);
                         let missing = made[author][missing].iter();
                         changes.extend(missing.map(|(bytes, seen)| (author, bytes.clone(), *seen)));
                     }
@@ -284,8 +284,8 @@ proptest! {
                         }
                         member.check()?;
                     }
-                    for author in 0..3 {
-                        member.seen[author] = member.seen[author].max(giver[author]);
+                    for (seen, given) in member.seen.iter_mut().zip(giver) {
+                        *seen = given.max(*seen);
                     }
                 }
                 Act::Reload(of) => {

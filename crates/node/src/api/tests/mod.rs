@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a failed assumption of a test is a failed test
 
 mod bad_input;
+mod parked;
 mod scans;
 mod status;
 mod values;
