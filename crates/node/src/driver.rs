@@ -586,6 +586,9 @@ impl Turns {
             Output::Event(Event::DigestsDiffer { peer, shard }) => {
                 warn!(%peer, %shard, "a peer has another digest at the same vector");
             }
+            Output::Event(Event::Repaired { peer, shard, keys }) => {
+                warn!(%peer, %shard, keys, "keys that were not what they should be were repaired from a peer");
+            }
             Output::Event(Event::Owes(peer)) => {
                 info!(%peer, "the log does not reach back to what a peer has: it is shown every shard");
             }

@@ -66,6 +66,16 @@ pub enum FrameBody {
     State(StatePart),
     /// Parts of a shard are staged.
     Fetched(Fetched),
+    /// Asks whether the keys of a shard are those of the sender.
+    Inspect(Inspect),
+    /// Answers where vectors may differ.
+    Inspected(Inspected),
+    /// Asks for more of a sketch.
+    MoreCells(MoreCells),
+    /// More of a sketch.
+    Cells(Cells),
+    /// Keys that differ.
+    Differ(Differ),
     /// That the sender lives, and what follows from it.
     Heartbeat(Heartbeat),
     /// The receiver sent changes of a shard that the sender does not hold under this epoch.
@@ -163,6 +173,77 @@ pub struct StatePiece {
     pub last: bool,
     /// The bytes.
     pub bytes: Bytes,
+}
+
+/// Asks whether the keys of a shard are those of the sender.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspect {
+    /// The shard.
+    pub row: ShardRow,
+    /// Names the inspection.
+    pub id: u64,
+    /// The vector of the sender's snapshot.
+    pub vector: Vector,
+    /// Its digest.
+    pub digest: u128,
+    /// Of the sketches of this inspection.
+    pub salt: u64,
+    /// The first cells, where the digests are known to differ; else empty.
+    pub cells: Bytes,
+}
+
+/// Answers an inspection that showed no cells, or one of keys that are equal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// The shard.
+    pub shard: ShardId,
+    /// The inspection.
+    pub id: u64,
+    /// The digest of the sender's snapshot without the keys named.
+    pub digest: u128,
+    /// Keys changed by what the sender has beyond the asker's vector.
+    pub keys: Vec<String>,
+}
+
+/// Asks for the cells `from..to` of a sketch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoreCells {
+    /// The shard.
+    pub shard: ShardId,
+    /// The inspection.
+    pub id: u64,
+    /// The first cell.
+    pub from: u64,
+    /// Behind the last.
+    pub to: u64,
+}
+
+/// Some cells of a sketch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cells {
+    /// The shard.
+    pub shard: ShardId,
+    /// The inspection.
+    pub id: u64,
+    /// Behind the last cell of those that were asked for.
+    pub to: u64,
+    /// The cells, encoded.
+    pub bytes: Bytes,
+}
+
+/// Keys that differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Differ {
+    /// The shard.
+    pub shard: ShardId,
+    /// The inspection.
+    pub id: u64,
+    /// The vector of the sender's snapshot.
+    pub vector: Vector,
+    /// Fingerprints of states that only the receiver has, which the sender wants.
+    pub wanted: Vec<u128>,
+    /// Keys with the sender's states of them.
+    pub states: Vec<(String, Bytes)>,
 }
 
 /// Every part of a transfer up to `number` is staged durably.

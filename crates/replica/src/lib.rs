@@ -40,6 +40,7 @@ mod census;
 mod digest;
 mod documents;
 mod frame;
+mod inspect;
 pub mod limits;
 mod link;
 mod recent;
@@ -58,8 +59,8 @@ pub use census::Degraded;
 pub use digest::DigestKey;
 pub use documents::LongHistory;
 pub use frame::{
-    Compare, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, ShardState, StatePart, StatePiece, Told,
-    Want,
+    Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
+    MoreCells, ShardState, StatePart, StatePiece, Told, Want,
 };
 pub use link::{LinkCounts, LinkStatus};
 pub use replica::{

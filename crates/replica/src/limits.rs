@@ -77,6 +77,18 @@ pub const WANTED_CHANGES: u64 = 4_096;
 pub const OWED_US: u64 = 1_000_000;
 /// Values that are summed up in one step to know a shard's digest again.
 pub const RECOUNT_ROWS: usize = 512;
+/// Inspections of shards at once, and those that wait to be begun.
+pub const INSPECTIONS: usize = 8;
+/// An inspection that nobody goes on with is given up after this long, us.
+pub const INSPECT_PATIENCE_US: u64 = 10_000_000;
+/// Rows that an inspection looks at in one step: some 2 ms.
+pub const INSPECT_ROWS: usize = 1_024;
+/// Interval of these steps, us.
+pub const INSPECT_STEP_US: u64 = 4_000;
+/// States of keys that differ in one frame, bytes; the rest is found the next time.
+pub const DIFFER_BYTES: usize = 2 * 1024 * 1024;
+/// Vectors of a shard that were never shown equal for this long (us) do not keep its keys from being inspected.
+pub const UNMET_US: u64 = 60_000_000;
 /// A node that is ahead of most peers by this much (ms; 80 % of the max offset) takes no client writes.
 pub const FENCE_OFFSET_MS: i64 = 400;
 /// Interval of the sweep's steps, us, and the rows it looks at in each: a million keys take under an hour, for less than

@@ -14,6 +14,7 @@ use tropism_storage::rows::Seen;
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
 use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want};
+use crate::inspect::Unmet;
 use crate::limits::{
     BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, GIVE_STEP_US, HEARTBEAT_US,
     OUTSTANDING_CHANGES, RESEND_US, SILENT_US, TELL_LAZILY_US,
@@ -59,6 +60,14 @@ pub struct LinkCounts {
     pub wanted: u64,
     /// Changes that the peer sent although they were here.
     pub duplicates: u64,
+    /// Inspections of shards that were begun here.
+    pub inspected: u64,
+    /// Shards whose digests differed from the peer's.
+    pub digests_differed: u64,
+    /// Keys of which the peer sent another state.
+    pub keys_differed: u64,
+    /// Keys that its state repaired here.
+    pub keys_repaired: u64,
 }
 
 /// What lives as long as one connection.
@@ -97,6 +106,7 @@ struct Session {
     peer_told_commit: u64,
     samples: VecDeque<(u64, u64)>,
     pub(crate) suspects: Suspects,
+    unmet: Unmet,
     giving: Vec<Giving>,
     pub(crate) give_due_us: u64,
 }
@@ -298,6 +308,11 @@ impl Link {
         }
     }
 
+    /// The peer shows a shard; says whether its keys are to be looked at although vectors never meet.
+    pub(crate) fn unmet(&mut self, now: Now, shard: ShardId, equal: bool) -> bool {
+        self.session.as_mut().is_some_and(|session| session.unmet.shown(now, shard, equal))
+    }
+
     pub(crate) fn suspects(&mut self) -> Option<&mut Suspects> {
         self.session.as_mut().map(|session| &mut session.suspects)
     }
@@ -454,6 +469,7 @@ impl Replica {
             peer_told_commit: 0,
             samples: VecDeque::new(),
             suspects: Suspects::default(),
+            unmet: Unmet::default(),
             giving: Vec::new(),
             give_due_us: 0,
         });
@@ -470,6 +486,7 @@ impl Replica {
             link.down_since_us = session.last_heard_us;
         }
         self.giver_gone(peer);
+        self.inspections.forget(peer);
     }
 
     /// A frame came from a peer.
@@ -508,6 +525,11 @@ impl Replica {
             FrameBody::Fetch(fetch) => self.fetch(now, store, from, fetch)?,
             FrameBody::State(part) => self.state_part(now, store, from, part)?,
             FrameBody::Fetched(fetched) => self.fetched(now, from, fetched),
+            FrameBody::Inspect(inspect) => self.inspect_asked(now, from, inspect),
+            FrameBody::Inspected(answer) => self.inspected(now, from, answer)?,
+            FrameBody::MoreCells(more) => self.more_cells(now, from, more),
+            FrameBody::Cells(cells) => self.cells(now, from, cells),
+            FrameBody::Differ(differ) => self.differ(now, store, from, differ)?,
             FrameBody::Heartbeat(heartbeat) => self.heartbeat(now, from, &heartbeat, in_order),
             FrameBody::NotMember { .. } => {} // both sides hold the same rules until records move
         }

@@ -161,8 +161,15 @@ impl Replica {
             }
             let id = row.id();
             let (own, digest) = self.shards.state(store, id)?;
-            if own == theirs && digest.zip(their_digest).is_some_and(|(ours, theirs)| ours != theirs) {
-                self.event(Event::DigestsDiffer { peer: from, shard: id });
+            let differ = digest.zip(their_digest).is_some_and(|(ours, theirs)| ours != theirs);
+            let equal = own == theirs;
+            if equal && differ {
+                self.digests_differ(from, id);
+            }
+            // One of the two begins.
+            let unmet = self.links.get_mut(&from).is_some_and(|link| link.unmet(now, id, equal));
+            if self.identity.node < from && (equal && differ || unmet) {
+                self.inspect(now, store, from, &row, equal)?;
             }
             if let Some(suspects) = self.links.get_mut(&from).and_then(|link| link.suspects()) {
                 for (origin, seq) in theirs.risen_since(&own) {

@@ -19,6 +19,7 @@ use crate::census::{Census, Counted, Degraded};
 use crate::digest::{DigestKey, Fingerprints};
 use crate::documents::{Documents, LongHistory};
 use crate::frame::{Frame, Hello};
+use crate::inspect::Inspections;
 use crate::limits::{
     CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, VALUES_CACHE_SHARE,
 };
@@ -179,6 +180,22 @@ pub enum Event {
     Owes(NodeId),
     /// It has all of them.
     Quit(NodeId),
+    /// The keys of a shard were found to be those of a peer, though their vectors never met.
+    Inspected {
+        /// Whose.
+        peer: NodeId,
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// Keys were repaired by a peer's state of them.
+    Repaired {
+        /// Whose.
+        peer: NodeId,
+        /// In which shard.
+        shard: ShardId,
+        /// How many.
+        keys: u64,
+    },
     /// Changes that every member holds left the log.
     Trimmed {
         /// How many.
@@ -302,6 +319,7 @@ pub struct Replica {
     pub(crate) sweep: Sweep,
     pub(crate) census: Census,
     pub(crate) transfers: Transfers,
+    pub(crate) inspections: Inspections,
     pub(crate) times_full: TimesFull,
     next_peer_rows_us: u64,
 }
@@ -445,6 +463,7 @@ impl Replica {
             sweep: Sweep::default(),
             census: Census::default(),
             transfers,
+            inspections: Inspections::open(origin.random),
             times_full: TimesFull::default(),
             next_peer_rows_us: now.mono_us,
         };
@@ -478,6 +497,7 @@ impl Replica {
         self.settle_due(now, store)?;
         self.recount_due(now, store)?;
         self.transfers_due(now, store)?;
+        self.inspect_due(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
         if now.mono_us >= self.next_peer_rows_us {
@@ -508,6 +528,7 @@ impl Replica {
             .chain(waiting)
             .chain(self.pending.next_want())
             .chain(transfers)
+            .chain(self.inspections.next_deadline(now))
             .chain(recount)
             .fold(idle, u64::min)
             .max(now.mono_us)

@@ -174,6 +174,11 @@ impl Difference {
         Self { salt, cells: Vec::new() }
     }
 
+    /// How many cells are compared.
+    pub fn cells(&self) -> usize {
+        self.cells.len()
+    }
+
     /// Adds our cells less the peer's, for all cells of `theirs`: the next ones, and among `ours`.
     pub fn extend(&mut self, ours: &Sketch, theirs: &Sketch) -> Result<(), NotNext> {
         let (Range { start: from, end: to }, have) = (theirs.cells(), self.cells.len());

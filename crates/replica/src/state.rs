@@ -3,12 +3,13 @@
 //! A state is merged, never put in place of another: what only the receiver has stays.
 
 use bytes::Bytes;
+use tropism_crdt::Change;
 use tropism_crdt::cell::{Admission, Content};
 use tropism_crdt::codec::{DecodeError, Reader, put_bytes, put_varint};
 use tropism_crdt::document::{Document, DocumentError, PeerChange};
 use tropism_placement::{Kind, ShardId};
 use tropism_storage::rows::{Parked, Row};
-use tropism_storage::{EditKey, Reads, Store, StoreError, ValueRow, View};
+use tropism_storage::{EditKey, Reads, Space, Store, StoreError, ValueRow, View};
 
 use crate::apply::park;
 use crate::census::Counted;
@@ -104,8 +105,10 @@ impl Replica {
             // What they had they do not have any more: another member will.
             return Ok(false);
         };
+        let mut kept = Vec::new();
         let (was, mut row) = match store.value(id, key) {
             Err(StoreError::Damaged { problem, .. }) => {
+                kept = self.kept_changes(store, id, key)?;
                 (Counted::unreadable(problem.to_string()), ValueRow::default())
             }
             row => {
@@ -152,7 +155,26 @@ impl Replica {
         row.commit = store.open_commit();
         let is = self.counted(key, &row);
         self.put_value(store, id, key, &was, &row);
+        if !kept.is_empty() {
+            self.merge(store, id, key, &kept)?; // the peer may not have had the last of them
+        }
         Ok(was.fingerprint != is.fingerprint)
+    }
+
+    /// Takes the changes that were kept while the key's row could not be read.
+    fn kept_changes(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        key: &str,
+    ) -> Result<Vec<Change>, ReplicaError> {
+        let life = EditKey::ROW_LOST;
+        let mut kept = Vec::new();
+        for (part, change) in store.edits(id, key, life)? {
+            kept.extend(Change::decode(&change).ok());
+            store.remove(Space::Edits, EditKey { shard: id, key, life, part }.encode());
+        }
+        Ok(kept)
     }
 
     /// The part of a state that is a document: put in place where ours is nothing, else merged change by change.
@@ -213,11 +235,19 @@ impl Replica {
                 row.cell.content = Content::Document { heads, json: document.shown() };
             }
         }
-        let parked: Vec<&[u8]> = state.parked.iter().map(AsRef::as_ref).collect();
-        if let Some(Parked { reason, .. }) = &theirs.parked
-            && !parked.is_empty()
-        {
-            park(store, id, key, row, &parked, reason.clone());
+        // What did not apply there may have applied here, or may now.
+        for raw in &state.parked {
+            match Document::made_by(raw) {
+                Some(made) => {
+                    let change = PeerChange { origin: &made.origin, bytes: &made.bytes };
+                    self.merge_raw(store, (id, key), row, &[change])?;
+                }
+                None => {
+                    let reason =
+                        theirs.parked.as_ref().map_or_else(String::new, |parked| parked.reason.clone());
+                    park(store, id, key, row, &[raw], reason);
+                }
+            }
         }
         Ok(())
     }

@@ -33,7 +33,8 @@ use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
 use crate::state::KeyState;
 
 /// A store as it was at one moment.
-struct Snapshot(Arc<dyn View + Send + Sync>);
+#[derive(Clone)]
+pub(crate) struct Snapshot(pub(crate) Arc<dyn View + Send + Sync>);
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -236,7 +237,7 @@ impl Replica {
         }
         let resumed = match resume {
             Some((staged, last)) => {
-                changed_keys(&*view, shard, &staged, &vector, &last)?.map(|keys| (keys, staged, last))
+                changed_keys(&*view, shard, &staged, &vector, Some(&last))?.map(|keys| (keys, staged, last))
             }
             None => None,
         };
@@ -641,13 +642,14 @@ impl Giving {
     }
 }
 
-/// The keys up to `last` that changed between two vectors, as the log tells; `None` when it does not.
-fn changed_keys<V: View + ?Sized>(
+/// The keys that changed between two vectors, of those up to `last` when that is given, as the log tells; `None` when it
+/// does not.
+pub(crate) fn changed_keys<V: View + ?Sized>(
     view: &V,
     shard: ShardId,
     from: &Vector,
     to: &Vector,
-    last: &str,
+    last: Option<&str>,
 ) -> Result<Option<BTreeSet<String>>, StoreError> {
     if !to.dominates(from) {
         return Ok(None);
@@ -663,7 +665,7 @@ fn changed_keys<V: View + ?Sized>(
             else {
                 return Ok(None);
             };
-            if *change.key <= *last {
+            if last.is_none_or(|last| *change.key <= *last) {
                 keys.insert(change.key);
             }
         }

@@ -3,6 +3,8 @@
 
 #[path = "scenarios/driver.rs"]
 mod driver;
+#[path = "scenarios/repair.rs"]
+mod repair;
 #[path = "scenarios/script.rs"]
 mod script;
 
@@ -417,10 +419,11 @@ fn rot(node: &mut Node, space: Space, name: StoreKey) {
 #[test]
 fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
     let mut pair = Pair::linked();
+    let repair = |frame: &Frame| matches!(frame.body, FrameBody::Inspect(_));
     for scope in ["cache/c", "docs"] {
         let op = |n| if scope == "docs" { document(&format!("{{\"n\":{n}}}")) } else { bytes("v") };
         pair.write(0, write(scope, "rotten", op(1))).unwrap();
-        pair.wait_ms(1_000);
+        pair.wait_ms_without(1_000, repair);
         rot(&mut pair.nodes[1], Space::Values, ValueKey { shard: shard(scope), key: "rotten" }.encode());
         pair.write(0, write(scope, "rotten", op(2))).unwrap();
         pair.write(0, write(scope, "rotten", op(3))).unwrap();
@@ -428,7 +431,7 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         pair.settle();
         let degraded = pair.status(1).degraded;
         assert!(degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1), "at once: {degraded:?}");
-        pair.wait_ms(1_000);
+        pair.wait_ms_without(1_000, repair);
         let degraded = pair.status(1).degraded;
         assert!(
             degraded.iter().any(|d| d.scope.as_str() == scope && d.keys == 1),
@@ -436,10 +439,10 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         );
         pair.restart(1);
         pair.link();
-        pair.wait_ms(2_000);
+        pair.wait_ms_without(2_000, repair);
         pair.write(0, write(scope, "rotten", WriteOp::Delete)).unwrap();
         pair.write(1, write(scope, "sound", op(5))).unwrap();
-        pair.wait_ms(500);
+        pair.wait_ms_without(500, repair);
         let store = &pair.nodes[1].store;
         assert!(store.value(shard(scope), "rotten").is_err(), "nothing is shown");
         let kept = store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
@@ -449,6 +452,12 @@ fn changes_of_a_key_whose_row_rotted_are_kept_and_the_node_goes_on() {
         assert_eq!(pair.value(0, scope, "sound").last, pair.value(1, scope, "sound").last);
     }
     assert_eq!(pair.keys(1), [2, 0, 0, 2]);
+    pair.wait_ms(40_000);
+    assert_eq!(pair.keys(1), pair.keys(0), "repaired from the peer, once that is let");
+    for scope in ["cache/c", "docs"] {
+        let kept = pair.nodes[1].store.edits(shard(scope), "rotten", EditKey::ROW_LOST).unwrap();
+        assert!(kept.is_empty(), "what was kept came with the repair");
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use tropism_crdt::codec::{Reader, put_varint};
 use tropism_crdt::{NodeId, Origin, Stamp, Vector};
 use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Compare, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, ShardState, StatePart, StatePiece, Told,
-    Want,
+    Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
+    MoreCells, ShardState, StatePart, StatePiece, Told, Want,
 };
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
@@ -118,6 +118,40 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
             id: *id,
             number: *number,
         }),
+        FrameBody::Inspect(Inspect { row, id, vector, digest, salt, cells }) => {
+            Message::Inspect(v1::Inspect {
+                shard: Some(shard_vector(row, vector, Some(*digest))),
+                id: *id,
+                salt: *salt,
+                cells: cells.clone(),
+            })
+        }
+        FrameBody::Inspected(Inspected { shard, id, digest, keys }) => Message::Inspected(v1::Inspected {
+            shard: Bytes::copy_from_slice(&shard.0),
+            id: *id,
+            digest: Bytes::copy_from_slice(&digest.to_be_bytes()),
+            keys: keys.clone(),
+        }),
+        FrameBody::MoreCells(MoreCells { shard, id, from, to }) => Message::MoreCells(v1::MoreCells {
+            shard: Bytes::copy_from_slice(&shard.0),
+            id: *id,
+            from: *from,
+            to: *to,
+        }),
+        FrameBody::Cells(Cells { shard, id, to, bytes }) => Message::Cells(v1::Cells {
+            shard: Bytes::copy_from_slice(&shard.0),
+            id: *id,
+            to: *to,
+            cells: bytes.clone(),
+        }),
+        FrameBody::Differ(Differ { shard, id, vector, wanted, states }) => Message::Differ(v1::Differ {
+            shard: Bytes::copy_from_slice(&shard.0),
+            id: *id,
+            vector: vector.to_bytes().into(),
+            wanted: wanted.iter().flat_map(|fingerprint| fingerprint.to_be_bytes()).collect(),
+            keys: states.iter().map(|(key, _)| key.clone()).collect(),
+            states: Some(pack(&states.iter().map(|(_, state)| state.clone()).collect::<Vec<_>>())),
+        }),
         FrameBody::Heartbeat(beat) => Message::Heartbeat(v1::Heartbeat {
             sent_us: beat.sent_us,
             wall_ms: beat.wall_ms,
@@ -215,6 +249,44 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
             id: fetched.id,
             number: fetched.number,
         }),
+        Message::Inspect(inspect) => {
+            let ShardState { row, vector, digest } = shard_state(&inspect.shard.unwrap_or_default())?;
+            let digest = digest.ok_or_else(|| malformed("an inspection without a digest"))?;
+            let (id, salt, cells) = (inspect.id, inspect.salt, inspect.cells);
+            FrameBody::Inspect(Inspect { row, id, vector, digest, salt, cells })
+        }
+        Message::Inspected(answer) => FrameBody::Inspected(Inspected {
+            shard: shard(&answer.shard)?,
+            id: answer.id,
+            digest: digest(&answer.digest)?,
+            keys: answer.keys,
+        }),
+        Message::MoreCells(more) => FrameBody::MoreCells(MoreCells {
+            shard: shard(&more.shard)?,
+            id: more.id,
+            from: more.from,
+            to: more.to,
+        }),
+        Message::Cells(cells) => FrameBody::Cells(Cells {
+            shard: shard(&cells.shard)?,
+            id: cells.id,
+            to: cells.to,
+            bytes: cells.cells,
+        }),
+        Message::Differ(differ) => {
+            let states = unpack(differ.states.unwrap_or_default())?;
+            let (wanted, rest) = differ.wanted.as_chunks::<16>();
+            if states.len() != differ.keys.len() || !rest.is_empty() {
+                return Err(malformed("as many keys as states, and whole fingerprints"));
+            }
+            FrameBody::Differ(Differ {
+                shard: shard(&differ.shard)?,
+                id: differ.id,
+                vector: vector(&differ.vector)?,
+                wanted: wanted.iter().map(|bytes| u128::from_be_bytes(*bytes)).collect(),
+                states: differ.keys.into_iter().zip(states).collect(),
+            })
+        }
         Message::Heartbeat(beat) => {
             let position = beat.position.unwrap_or_default();
             FrameBody::Heartbeat(Heartbeat {
@@ -361,7 +433,7 @@ fn shard_state(message: &v1::ShardVector) -> Result<ShardState, FrameError> {
     let vector = vector(&message.vector)?;
     let digest = match message.digest.as_ref() {
         [] => None,
-        sum => Some(u128::from_be_bytes(sum.try_into().map_err(|_| malformed("a digest has 16 bytes"))?)),
+        sum => Some(digest(sum)?),
     };
     let row = ShardRow { scope: ScopeId { name, incarnation: message.scope_incarnation }, index, kind };
     Ok(ShardState { row, vector, digest })
@@ -371,6 +443,10 @@ fn vector(bytes: &[u8]) -> Result<Vector, FrameError> {
     let mut reader = Reader::new(bytes);
     let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
     vector.map_err(|error| malformed(error.to_string()))
+}
+
+fn digest(bytes: &[u8]) -> Result<u128, FrameError> {
+    Ok(u128::from_be_bytes(bytes.try_into().map_err(|_| malformed("a digest has 16 bytes"))?))
 }
 
 fn range_sum(message: &v1::RangeSum) -> Result<(u16, u128), FrameError> {
@@ -436,13 +512,13 @@ mod tests {
             },
             FrameBody::BelowFloor(row.clone()),
             FrameBody::Fetch(Fetch { row: row.clone(), id: 6, resume: None }),
-            FrameBody::Fetch(Fetch { row, id: 6, resume: Some((vector.clone(), "k".into())) }),
+            FrameBody::Fetch(Fetch { row: row.clone(), id: 6, resume: Some((vector.clone(), "k".into())) }),
             FrameBody::State(StatePart {
                 shard: id,
                 id: 6,
                 number: 1,
                 begins_anew: true,
-                vector,
+                vector: vector.clone(),
                 pieces: vec![
                     StatePiece {
                         key: "k".into(),
@@ -461,6 +537,24 @@ mod tests {
                 last: true,
             }),
             FrameBody::Fetched(Fetched { shard: id, id: 6, number: 8 }),
+            FrameBody::Inspect(Inspect {
+                row: row.clone(),
+                id: 1,
+                vector: vector.clone(),
+                digest: 2,
+                salt: 3,
+                cells: Bytes::from_static(b"cells"),
+            }),
+            FrameBody::Inspected(Inspected { shard: id, id: 1, digest: 2, keys: vec!["k".into()] }),
+            FrameBody::MoreCells(MoreCells { shard: id, id: 1, from: 2, to: 3 }),
+            FrameBody::Cells(Cells { shard: id, id: 1, to: 2, bytes: Bytes::from_static(b"cells") }),
+            FrameBody::Differ(Differ {
+                shard: id,
+                id: 1,
+                vector: vector.clone(),
+                wanted: vec![2, u128::MAX],
+                states: vec![("k".into(), Bytes::from_static(b"state"))],
+            }),
             FrameBody::Heartbeat(Heartbeat {
                 sent_us: 1,
                 wall_ms: 2,

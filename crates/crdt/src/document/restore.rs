@@ -52,6 +52,13 @@ pub struct MadeChange {
 }
 
 impl Document {
+    /// A raw change with the origin that made it; `None` where that cannot be told.
+    pub fn made_by(raw: &[u8]) -> Option<MadeChange> {
+        let change = catch_unwind(AssertUnwindSafe(|| Change::from_bytes(raw.to_vec()))).ok()?.ok()?;
+        let origin = origin_of(change.actor_id().to_bytes())?.to_vec();
+        Some(MadeChange { origin, bytes: raw.to_vec() })
+    }
+
     /// The raw changes of `self` that `other` has not seen, in causal order.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub(crate) struct Cluster {
     /// Keys whose states arrived anywhere, with shards that came as a whole.
     pub(crate) states: Vec<String>,
     parts: usize,
-    settings: Settings,
+    pub(crate) settings: Settings,
     ticket: u64,
 }
 

@@ -487,6 +487,8 @@ impl World {
             Event::Unequal(_) => "vectors compared unequal",
             Event::BelowFloor(_) => "a wanted change was trimmed",
             Event::FutureStamp(_) => "a stamp from the future was stored",
+            Event::Inspected { .. } => "keys that are written all the time were found equal",
+            Event::Repaired { .. } => "keys were repaired from a peer",
             Event::Landed { .. } => "a shard came as a whole",
             Event::Settled { .. } => "the keys of a shard that came as a whole were merged",
             Event::Owes(_) => "a log did not reach back to a peer",
