@@ -1,320 +1,35 @@
-//! Two replicas and a wire between them: one behaviour a test.
+//! Replicas and the wire between them: one behaviour a test. Those that are best told as a script are in `scenarios/`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+#[path = "scenarios/driver.rs"]
+mod driver;
+#[path = "scenarios/parked.rs"]
+mod parked;
+#[path = "scenarios/repair.rs"]
+mod repair;
+#[path = "scenarios/script.rs"]
+mod script;
 
 use bytes::Bytes;
 use tropism_crdt::cell::Content;
 use tropism_crdt::document::{Document, DocumentError, MAX_HEADS, PatchOp, Paths};
 use tropism_crdt::json::{Json, JsonLimits, Pointer, parse};
 use tropism_crdt::{Body, Change, ExpiryChange, NodeId, Origin};
-use tropism_placement::{Durability, Regions, ScopeId, ScopeName, ShardId};
-use tropism_replica::limits::FRAME_BYTES;
 use tropism_replica::{
-    Compare, Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Precondition, Replica,
-    Status, Write, WriteDone, WriteError, WriteOp,
+    Compare, Event, Frame, FrameBody, Identity, Input, Now, Output, Precondition, Replica, Write, WriteError,
+    WriteOp,
 };
 use tropism_storage::{
-    Batch, ClockRow, EditKey, Engine, KeptChange, MemoryEngine, NodeKey, Reads, Space, Store, StoreKey,
-    ValueKey, ValueRow, View,
+    ClockRow, EditKey, KeptChange, MemoryEngine, NodeKey, Reads, Space, Store, StoreKey, ValueKey, ValueRow,
+    View,
 };
 
-#[path = "scenarios/parked.rs"]
-mod parked;
-#[path = "scenarios/repair.rs"]
-mod repair;
+use self::driver::{
+    Cluster, KEEP_BYTES, Node, Settings, bytes, document, id, identity, increment, shard, write,
+};
 
-const REGIONS: &str = r#"
-region = [{ name = "a", place = "A" }, { name = "b", place = "B" }]
-rtt = [{ between = ["a", "b"], ms = 10 }]
-[[rule]]
-name = "stats"
-pattern = "stats/**"
-kind = "counter"
-[[rule]]
-name = "cache"
-pattern = "cache/**"
-kind = "register"
-[[rule]]
-name = "brief"
-pattern = "brief/**"
-kind = "document"
-history_changes = 5
-[[rule]]
-name = "documents"
-pattern = "**"
-kind = "document"
-counters = ["/n"]
-"#;
-
-/// What the log keeps for watchers: a few hundred changes.
-const KEEP_BYTES: u64 = 64 << 10;
-
-struct Node {
-    replica: Replica,
-    store: Store,
-    /// Outputs of durable turns that nobody took yet.
-    outputs: Vec<Output>,
-}
-
-struct Pair {
-    nodes: [Node; 2],
-    now: Now,
-    ticket: u64,
-    /// Of parts of a shard that is given as a whole.
-    part_bytes: usize,
-}
-
-fn id(node: usize) -> NodeId {
-    NodeId::new(["a-1", "b-1"][node]).unwrap()
-}
-
-impl Pair {
-    /// Both booted and linked.
-    fn linked() -> Self {
-        let mut pair = Self::apart();
-        pair.link();
-        pair
-    }
-
-    fn apart() -> Self {
-        let now = Now { mono_us: 1_000_000, wall_ms: 1_700_000_000_000 };
-        let nodes = [0, 1].map(|node| {
-            let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
-            boot(now, node, store, FRAME_BYTES)
-        });
-        Self { nodes, now, ticket: 0, part_bytes: FRAME_BYTES }
-    }
-
-    /// The node's process ends without a word, and a new one opens what was durable.
-    fn restart(&mut self, at: usize) {
-        let mut engine = MemoryEngine::new();
-        let snapshot = self.nodes[at].store.snapshot();
-        for space in Space::ALL {
-            let rows = snapshot.scan(space, &[], &[0xff; 1_100]).map(|row| row.unwrap());
-            let writes = rows.map(|(key, row)| (space, StoreKey::existing(key), Some(row))).collect();
-            engine.commit(Batch { writes }).unwrap();
-        }
-        self.nodes[at] = boot(self.now, at, Store::open(Box::new(engine)).unwrap(), self.part_bytes);
-    }
-
-    fn status(&self, at: usize) -> Status {
-        self.nodes[at].replica.status(self.now)
-    }
-
-    /// Keys alive, deleted, stubs and parked, as the store tallies them.
-    fn keys(&self, at: usize) -> [u64; 4] {
-        let keys = self.nodes[at].store.tally().keys;
-        [keys.alive, keys.deleted, keys.stubs, keys.parked]
-    }
-
-    /// The node is gone, its peer notices, and it starts again: on this store, or else on its own.
-    fn replace(&mut self, at: usize, store: Option<Store>) {
-        self.turn(1 - at, Input::LinkDown(id(at)));
-        let fresh = Store::open(Box::new(MemoryEngine::new())).unwrap();
-        let own = std::mem::replace(&mut self.nodes[at].store, fresh);
-        self.nodes[at] = boot(self.now, at, store.unwrap_or(own), self.part_bytes);
-    }
-
-    fn hello(&self, of: usize) -> Hello {
-        self.nodes[of].replica.hello(&self.nodes[of].store, id(1 - of))
-    }
-
-    fn link(&mut self) {
-        let (a, b) = (self.hello(0), self.hello(1));
-        self.turn(0, Input::LinkUp(b));
-        self.turn(1, Input::LinkUp(a));
-        self.settle();
-    }
-
-    /// One turn of one node, as the driver's contract says.
-    fn turn(&mut self, at: usize, input: Input) {
-        let node = &mut self.nodes[at];
-        node.replica.handle(self.now, &mut node.store, input).unwrap();
-        node.replica.flush(self.now, &mut node.store).unwrap();
-        node.store.commit(self.now.wall_ms).unwrap();
-        node.store.sync().unwrap();
-        while let Some(output) = node.replica.poll_output() {
-            node.outputs.push(output);
-        }
-    }
-
-    /// Time passes.
-    fn wait_ms(&mut self, ms: u64) {
-        self.wait_ms_without(ms, |_| false);
-    }
-
-    fn wait_ms_without(&mut self, ms: u64, lost: impl Fn(&Frame) -> bool) {
-        for _ in 0..ms.div_ceil(50) {
-            self.now.mono_us += 50_000;
-            self.now.wall_ms += 50;
-            self.turn(0, Input::Tick);
-            self.turn(1, Input::Tick);
-            self.settle_without(&lost);
-        }
-    }
-
-    /// Carries frames both ways until there are none.
-    fn settle(&mut self) {
-        self.settle_without(|_| false);
-    }
-
-    fn settle_without(&mut self, lost: impl Fn(&Frame) -> bool) {
-        loop {
-            let mut quiet = true;
-            for from in 0..2 {
-                let outputs = std::mem::take(&mut self.nodes[from].outputs);
-                for output in outputs {
-                    match output {
-                        Output::Send { frame, .. } if !lost(&frame) => {
-                            quiet = false;
-                            self.turn(1 - from, Input::Frame { from: id(from), frame });
-                        }
-                        Output::Send { .. } => {}
-                        kept => self.nodes[from].outputs.push(kept),
-                    }
-                }
-            }
-            if quiet {
-                return;
-            }
-        }
-    }
-
-    fn send(&mut self, at: usize, write: Write) {
-        self.ticket += 1;
-        let input = Input::Write { ticket: self.ticket, write: Box::new(write) };
-        self.turn(at, input);
-    }
-
-    fn reply(&mut self, at: usize) -> Option<Result<WriteDone, WriteError>> {
-        let outputs = &mut self.nodes[at].outputs;
-        let found = outputs.iter().position(|output| matches!(output, Output::Reply { .. }))?;
-        match outputs.remove(found) {
-            Output::Reply { outcome, .. } => Some(outcome),
-            _ => None,
-        }
-    }
-
-    fn write(&mut self, at: usize, write: Write) -> Result<WriteDone, WriteError> {
-        self.send(at, write);
-        self.reply(at).expect("a reply")
-    }
-
-    fn value(&self, at: usize, scope: &str, key: &str) -> ValueRow {
-        self.nodes[at].store.value(shard(scope), key).unwrap().unwrap_or_default()
-    }
-
-    fn counter(&self, at: usize, key: &str) -> i64 {
-        match self.value(at, "stats/s", key).cell.content {
-            Content::Counter(counter) => counter.value().unwrap(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn json(&self, at: usize, key: &str) -> String {
-        match self.value(at, "docs", key).cell.content {
-            Content::Document { json, .. } => String::from_utf8(json.to_vec()).unwrap(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn events(&self, at: usize) -> Vec<&Event> {
-        let events = self.nodes[at].outputs.iter().filter_map(|output| match output {
-            Output::Event(event) => Some(event),
-            _ => None,
-        });
-        events.collect()
-    }
-}
-
-fn boot(now: Now, node: usize, mut store: Store, part_bytes: usize) -> Node {
-    let regions = Regions::parse("test", REGIONS).unwrap();
-    let names: Vec<_> = regions.regions().iter().map(|region| region.name.clone()).collect();
-    let identity = Identity {
-        cluster: "test".into(),
-        node: id(node),
-        region: names[node].clone(),
-        boot_random: now.mono_us,
-        new_store_id: u128::from(now.mono_us) * 2 + node as u128,
-        peers: vec![Peer { node: id(1 - node), region: names[1 - node].clone() }],
-        rules: regions.rules().clone(),
-        cache_bytes: 1 << 20,
-        log_keep_ms: 600_000,
-        digest_key: tropism_replica::DigestKey::default(),
-        part_bytes,
-        settle_keys: tropism_replica::limits::SETTLE_KEYS,
-        log_cap_ms: u64::MAX,
-        log_cap_bytes: u64::MAX,
-        log_keep_bytes: KEEP_BYTES,
-    };
-    let replica = Replica::boot(now, &mut store, identity).unwrap();
-    store.commit(now.wall_ms).unwrap();
-    store.sync().unwrap();
-    Node { replica, store, outputs: Vec::new() }
-}
-
-fn shard(scope: &str) -> ShardId {
-    ShardId::of(&ScopeId { name: ScopeName::new(scope).unwrap(), incarnation: 0 }, 0)
-}
-
-fn write(scope: &str, key: &str, op: WriteOp) -> Write {
-    Write {
-        scope: ScopeName::new(scope).unwrap(),
-        key: key.into(),
-        op,
-        precondition: None,
-        expiry: ExpiryChange::Keep,
-        durability: None,
-        deadline_us: u64::MAX,
-        request_id: None,
-        trace: None,
-    }
-}
-
-fn bytes(value: &'static str) -> WriteOp {
-    WriteOp::PutRegister { content_type: String::new(), bytes: Bytes::from_static(value.as_bytes()) }
-}
-
-fn document(text: &str) -> WriteOp {
-    WriteOp::PutDocument { value: parse(text.as_bytes(), &JsonLimits::default()).unwrap(), base: None }
-}
-
-fn increment(by: i64) -> WriteOp {
-    WriteOp::Increment { by }
-}
-
-#[test]
-fn concurrent_increments_add_up_and_a_repeated_request_counts_once() {
-    let mut pair = Pair::linked();
-    let mut once = write("stats/s", "k", increment(5));
-    once.request_id = Some([9; 16]);
-    assert_eq!(pair.write(0, once.clone()).unwrap().counter, Some(5));
-    let again = pair.write(0, once.clone()).unwrap();
-    assert!(again.replayed && again.counter == Some(5));
-    pair.write(1, write("stats/s", "k", increment(7))).unwrap();
-    pair.wait_ms(100);
-    assert_eq!((pair.counter(0, "k"), pair.counter(1, "k")), (12, 12));
-    assert!(pair.write(1, once).unwrap().replayed, "the other region knows the request too");
-    let mut other = write("stats/s", "k", increment(6));
-    other.request_id = Some([9; 16]);
-    assert_eq!(pair.write(0, other), Err(WriteError::RequestIdReused));
-    assert_eq!(pair.counter(0, "k"), 12);
-}
-
-#[test]
-fn a_write_for_two_regions_is_answered_when_the_other_disk_has_it() {
-    let mut pair = Pair::linked();
-    let mut both = write("cache/c", "k", bytes("v"));
-    both.durability = Some(Durability::Regions(2));
-    pair.send(0, both.clone());
-    assert!(pair.reply(0).is_none(), "nobody told yet");
-    pair.settle();
-    assert!(pair.reply(0).unwrap().is_ok());
-    pair.turn(0, Input::LinkDown(id(1)));
-    both.deadline_us = pair.now.mono_us + 100_000;
-    pair.send(0, both);
-    pair.wait_ms(200);
-    assert!(matches!(pair.reply(0), Some(Err(WriteError::NotAcknowledged { needed: 2, .. }))));
-}
+/// Two members; most scenarios need no more.
+type Pair = Cluster;
 
 #[test]
 fn what_is_written_after_an_expiry_starts_from_nothing() {
@@ -685,26 +400,8 @@ fn preconditions_hold_here_and_now() {
 fn nothing_is_written_while_the_reservation_of_an_earlier_life_has_not_passed() {
     let pair = Pair::linked();
     let now = pair.now;
-    let [Node { store, .. }, _] = pair.nodes;
-    let mut store = store;
-    let regions = Regions::parse("test", REGIONS).unwrap();
-    let identity = Identity {
-        cluster: "test".into(),
-        node: id(0),
-        region: regions.regions()[0].name.clone(),
-        boot_random: 2,
-        new_store_id: 9,
-        peers: Vec::new(),
-        rules: regions.rules().clone(),
-        cache_bytes: 0,
-        log_keep_ms: 0,
-        digest_key: tropism_replica::DigestKey::default(),
-        part_bytes: tropism_replica::limits::FRAME_BYTES,
-        settle_keys: tropism_replica::limits::SETTLE_KEYS,
-        log_cap_ms: u64::MAX,
-        log_cap_bytes: u64::MAX,
-        log_keep_bytes: KEEP_BYTES,
-    };
+    let Some(Node { mut store, .. }) = pair.nodes.into_iter().next() else { unreachable!() };
+    let identity = Identity { boot_random: 2, peers: Vec::new(), ..identity(now, 0, 2, Settings::default()) };
     let mut other = identity.clone();
     other.node = id(1);
     assert!(Replica::boot(now, &mut store, other).is_err(), "the store is another node's");

@@ -1,5 +1,7 @@
 //! What an operator does about parked keys.
 
+use tropism_placement::ScopeName;
+
 use super::*;
 use tropism_replica::{ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 

@@ -225,7 +225,7 @@ fn a_transfer_that_stops_half_way_goes_on_where_it_stopped() {
     pair.now.wall_ms += 2_000;
     let sent = std::cell::RefCell::new(BTreeSet::new());
     // Parts of 256 KiB would hold everything: the first link carries only the first part of small ones.
-    pair.part_bytes = 2_000;
+    pair.settings.part_bytes = 2_000;
     pair.restart(0);
     pair.now.wall_ms += 2_000;
     let lost = |frame: &Frame| match &frame.body {
