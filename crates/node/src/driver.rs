@@ -96,7 +96,7 @@ pub struct Published {
     pub footprint: Footprint,
     /// Values in memory.
     pub values: KeptValues,
-    /// Shards of which a key's state may be staged: see [`Handle::settle`].
+    /// Shards of which a key's state may be staged: it is merged before the key is read.
     pub settling: Vec<ShardId>,
 }
 

@@ -33,7 +33,7 @@
 //!
 //! # What is left out
 //!
-//! Moves of scopes, several owners in a region, digests of values and state transfer: the formats leave room for them.
+//! Moves of scopes and several owners in a region: the formats leave room for them.
 
 mod apply;
 mod census;

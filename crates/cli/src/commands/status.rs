@@ -218,7 +218,9 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
                 "reconciliation": link.reconciliation.as_ref().map(|done| json!({
                     "resumes": done.resumes, "comparisons": done.comparisons, "mismatches": done.mismatches,
                     "vectors_exchanged": done.vectors_exchanged, "changes_wanted": done.changes_wanted,
-                    "overhead_bytes": done.overhead_bytes,
+                    "overhead_bytes": done.overhead_bytes, "owes": done.owes, "inspections": done.inspections,
+                    "digests_differed": done.digests_differed, "keys_differed": done.keys_differed,
+                    "keys_repaired": done.keys_repaired,
                 })),
                 "problem": link.problem,
             })

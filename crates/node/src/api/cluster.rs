@@ -254,7 +254,7 @@ impl Inner {
         let state = match link.up {
             false if refusal.is_some() => v1::LinkState::Refused,
             false => v1::LinkState::Down,
-            true if backlog.changes > CURRENT_CHANGES => v1::LinkState::CatchingUp,
+            true if link.owes || backlog.changes > CURRENT_CHANGES => v1::LinkState::CatchingUp,
             true => v1::LinkState::Current,
         };
         let (offset, error) = link.offset_ms.unwrap_or((0, 0));
@@ -285,6 +285,11 @@ impl Inner {
                 vectors_exchanged: link.counted.vectors,
                 changes_wanted: link.counted.wanted,
                 overhead_bytes: traffic.overhead_bytes,
+                owes: link.owes,
+                inspections: link.counted.inspected,
+                digests_differed: link.counted.digests_differed,
+                keys_differed: link.counted.keys_differed,
+                keys_repaired: link.counted.keys_repaired,
             }),
             problem: match refusal {
                 _ if link.up => String::new(),
