@@ -34,9 +34,6 @@ pub(crate) struct Link {
     row: PeerRow,
     row_dirty: bool,
     session: Option<Session>,
-    /// What the peer authored up to this commit, it may have lost since: it was logged before this life of ours, or under
-    /// another store of the peer. It counts as held only when it is told, like everything else.
-    distrusted: u64,
     /// Every change of the peer stamped up to this is applied here.
     closed: Option<Stamp>,
     /// Every change in our commits up to this is stable as far as this peer goes.
@@ -86,6 +83,8 @@ enum Agreed {
 /// What lives as long as one connection.
 #[derive(Debug)]
 struct Session {
+    /// The peer's origin: it has whatever that made.
+    peer_origin: Origin,
     since_us: u64,
     // Sending.
     round: u64,
@@ -238,14 +237,13 @@ pub struct LinkStatus {
 }
 
 impl Link {
-    /// A link to a peer of which `row` is known, at a store that ends with commit `head`.
-    pub(crate) fn new(peer: Peer, row: PeerRow, head: u64) -> Self {
+    /// A link to a peer of which `row` is known.
+    pub(crate) fn new(peer: Peer, row: PeerRow) -> Self {
         Self {
             peer,
             row,
             row_dirty: false,
             session: None,
-            distrusted: head,
             closed: None,
             stable: 0,
             agreed: BTreeMap::new(),
@@ -437,14 +435,19 @@ impl Replica {
         let (own, found) = (self.origin, self.found);
         let log_floor = self.log_floor;
         let Some(link) = self.links.get_mut(&hello.node) else { return };
-        // What was seen of another life must be among what this one found, however far it has come by now.
+        // What was seen of another life must be among what the next one found, however far the store has come since.
+        let ended =
+            |life: u64| self.lives.lives.iter().find(|(next, _)| *next > life).map(|(_, found)| *found);
+        let ended = hello.saw_you.and_then(|(_, saw)| ended(saw.incarnation)).unwrap_or(found.commit);
         if let Some((store_id, saw)) = hello.saw_you
             && store_id == own_store
-            && (saw.commit > found.commit || saw.commit == found.commit && saw.hash != found.hash)
+            && (saw.commit > ended || saw.commit == found.commit && saw.hash != found.hash)
             && saw.incarnation != own.incarnation
         {
-            let reason =
-                format!("commit {} of this store was seen, it was found with {}", saw.commit, found.commit);
+            let reason = format!(
+                "commit {} of this store was seen in incarnation {}, which ended here with commit {ended}",
+                saw.commit, saw.incarnation
+            );
             let event = Event::Short { by: hello.node, reason };
             self.event(event);
             return;
@@ -452,7 +455,6 @@ impl Replica {
         if link.row.store_id != hello.store_id {
             link.row = PeerRow { store_id: hello.store_id, cursor: 0, seen: Seen::default() };
             link.row_dirty = true;
-            link.distrusted = store.open_commit();
             link.stable = 0;
             link.agreed.clear();
             link.closed = None;
@@ -463,6 +465,7 @@ impl Replica {
         let Some(link) = self.links.get_mut(&hello.node) else { return };
         link.row.cursor = link.row.cursor.min(head.commit);
         link.session = Some(Session {
+            peer_origin: hello.origin,
             since_us: now.mono_us,
             round: 0,
             number: 0,
@@ -728,9 +731,9 @@ impl Replica {
             }
         }
         let region = link.peer.region.clone();
-        let distrusted = link.distrusted;
         let mut shown: Vec<ShardId> = Vec::new();
         let Some(session) = &mut link.session else { return Ok(()) };
+        let peer_origin = Some(session.peer_origin);
         let linger = session.outstanding.bytes > 0 && session.last_batch_us + BATCH_LINGER_US > now.mono_us;
         let mut frames: Vec<Vec<Bytes>> = Vec::new();
         let mut batch = Batch::default();
@@ -780,7 +783,8 @@ impl Replica {
                 }
                 session.partial += 1;
                 let author = logged.key.origin.node;
-                let has_it = author == peer && commit > distrusted;
+                // What another life of the peer made may have gone with its store.
+                let has_it = Some(logged.key.origin) == peer_origin;
                 let shared = self
                     .shards
                     .cached(logged.key.shard)

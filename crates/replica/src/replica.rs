@@ -10,8 +10,8 @@ use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::{OLDEST_FORMAT, STORE_FORMAT};
 use tropism_storage::{
-    ClockRow, DroppedRow, Head, Header, KeyTally, LogFloorRow, LogKey, NodeKey, Reads, ShardRow, Space,
-    Store, StoreError, ValueKey, ValueRow,
+    ClockRow, DroppedRow, Head, Header, KeyTally, LivesRow, LogFloorRow, LogKey, NodeKey, Reads, ShardRow,
+    Space, Store, StoreError, ValueKey, ValueRow,
 };
 
 use crate::apply::Pending;
@@ -346,6 +346,8 @@ pub struct Replica {
     pub(crate) outputs: VecDeque<Output>,
     /// The last commit of the lives before this one.
     pub(crate) found: Head,
+    /// Where the lives of the store began, this one included.
+    pub(crate) lives: LivesRow,
     pub(crate) log_floor: u64,
     pub(crate) sweep: Sweep,
     pub(crate) census: Census,
@@ -472,6 +474,11 @@ impl Replica {
         let incarnation = now.wall_ms.max(stored.map_or(0, |origin| origin.incarnation + 1));
         let origin = Origin { node: identity.node, incarnation, random: identity.boot_random };
         store.put_row(Space::Node, NodeKey::Boot.encode(), &origin);
+        let mut lives: LivesRow = store.row(Space::Node, &NodeKey::Lives.encode())?.unwrap_or_default();
+        lives.lives.push((incarnation, store.head().commit));
+        let surplus = lives.lives.len().saturating_sub(LivesRow::MOST);
+        lives.lives.drain(..surplus);
+        store.put_row(Space::Node, NodeKey::Lives.encode(), &lives);
         let clock: ClockRow = store.row(Space::Node, &NodeKey::Clock.encode())?.unwrap_or_default();
         let clock = Clock::new(now.wall_ms, clock.last, clock.reserved_ms);
         let fingerprints = Fingerprints::new(&identity.digest_key);
@@ -481,7 +488,7 @@ impl Replica {
         let mut links = BTreeMap::new();
         for peer in &identity.peers {
             let row = store.row(Space::Node, &NodeKey::Peer(peer.node).encode())?.unwrap_or_default();
-            links.insert(peer.node, Link::new(peer.clone(), row, head));
+            links.insert(peer.node, Link::new(peer.clone(), row));
         }
         let log_floor = store.log_floor()?;
         let dropped = store.row(Space::Node, &NodeKey::Dropped.encode())?;
@@ -506,6 +513,7 @@ impl Replica {
             waiting: WaitingWrites::default(),
             outputs: VecDeque::new(),
             found,
+            lives,
             log_floor,
             sweep: Sweep::default(),
             census: Census::default(),

@@ -236,6 +236,8 @@ pub enum NodeKey<'a> {
     Scope(&'a str, u64),
     /// Where the log begins.
     LogFloor,
+    /// Where lives of the store began.
+    Lives,
 }
 
 impl NodeKey<'_> {
@@ -263,6 +265,7 @@ impl NodeKey<'_> {
                 out.extend_from_slice(&incarnation.to_be_bytes());
             }
             Self::LogFloor => out.push(7),
+            Self::Lives => out.push(8),
         }
         StoreKey::new(out)
     }

@@ -22,7 +22,7 @@ pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, StagedKey, ValueK
 pub use latest::KeptValues;
 pub use memory::MemoryEngine;
 pub use rows::{
-    ClockRow, CommitRow, Digest, DroppedRow, Head, HeadRow, Header, KeyTally, LogFloorRow, PeerRow,
+    ClockRow, CommitRow, Digest, DroppedRow, Head, HeadRow, Header, KeyTally, LivesRow, LogFloorRow, PeerRow,
     RequestRow, ShardRow, Standing, Tally, TransferRow, ValueRow, VectorRow,
 };
 pub use store::{Reads, Store, StoreError};

@@ -426,6 +426,36 @@ impl Row for LogFloorRow {
     }
 }
 
+/// Where lives of the store began: a peer that saw more of one than there is before the next saw another copy of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LivesRow {
+    /// Incarnations, ascending, each with the last commit that it found.
+    pub lives: Vec<(u64, u64)>,
+}
+
+impl LivesRow {
+    /// Lives remembered.
+    pub const MOST: usize = 256;
+}
+
+impl Row for LivesRow {
+    fn encode_fields(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.lives.len() as u64);
+        for (incarnation, found) in &self.lives {
+            put_varint(out, *incarnation);
+            put_varint(out, *found);
+        }
+    }
+
+    fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
+        let mut lives = Vec::new();
+        for _ in 0..r.varint("lives")? {
+            lives.push((r.varint("incarnation")?, r.varint("commit")?));
+        }
+        Ok(Self { lives })
+    }
+}
+
 /// What became of a client's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestRow {
