@@ -9,8 +9,9 @@ use tropism_placement::{Kind, ScopeId, ScopeName, ShardId};
 
 use crate::keys::LogKey;
 
-/// Version of every format in a store: a store that says another number is not opened. 2 since the head row counts.
-pub const STORE_FORMAT: u64 = 2;
+/// Version of every format in a store: a store that says another number is not opened. 2 since the head row
+/// counts, 3 since a saved document may begin with its light state.
+pub const STORE_FORMAT: u64 = 3;
 
 /// A row that can be encoded and read back.
 pub trait Row: Sized {

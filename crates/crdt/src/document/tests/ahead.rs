@@ -134,7 +134,7 @@ proptest! {
                 Step::Receive => {
                     for (letter, change) in inbox.drain(..) {
                         receive(&mut here, letter, &change);
-                        receive(&mut slow, letter, &change);
+                        slow.merge(&[PeerChange { origin: &actor(letter), bytes: &change }]).unwrap();
                     }
                 }
                 Step::Send => {
@@ -264,9 +264,9 @@ proptest! {
                     let giver = members[*from].seen;
                     let member = &mut members[*to];
                     let mut changes: Vec<(usize, Vec<u8>, [usize; 3])> = Vec::new();
-                    for author in 0..3 {
-                        let missing = member.seen[author]..giver[author].max(member.seen[author]);
-                        let missing = made[author][missing].iter();
+                    for (author, given) in giver.into_iter().enumerate() {
+                        let had = member.seen[author];
+                        let missing = made[author][had..given.max(had)].iter();
                         changes.extend(missing.map(|(bytes, seen)| (author, bytes.clone(), *seen)));
                     }
                     // In causal order: who has seen less comes first.
@@ -284,8 +284,8 @@ proptest! {
                         }
                         member.check()?;
                     }
-                    for author in 0..3 {
-                        member.seen[author] = member.seen[author].max(giver[author]);
+                    for (seen, given) in member.seen.iter_mut().zip(giver) {
+                        *seen = given.max(*seen);
                     }
                 }
                 Act::Reload(of) => {
