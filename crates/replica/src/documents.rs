@@ -176,11 +176,11 @@ pub(crate) enum LoadError {
     Document(DocumentError),
 }
 
-/// The raw change, if an edit made a difference, and the document then.
-pub(crate) type Edited<'a, E> = Result<(Option<Vec<u8>>, &'a mut Held), E>;
-
 /// A life of a key.
 pub(crate) type Place<'a> = (ShardId, &'a str, u64);
+
+/// The raw change, if there is a difference, and the document then.
+type Edited<'a> = (Option<Vec<u8>>, &'a mut Held);
 
 impl Documents {
     pub(crate) fn new(origin: Origin, limit: usize) -> Self {
@@ -322,15 +322,14 @@ impl Documents {
         Ok(document)
     }
 
-    /// Edits a document: `light`, where that goes, else `whole`. The raw change, if there is a difference, and the document
-    /// then.
+    /// Edits a document: `light`, where that goes, else `whole`.
     pub(crate) fn edit<E>(
         &mut self,
         store: &Store,
         place: Place<'_>,
         light: impl FnOnce(&mut Light) -> Result<Tried, E>,
         whole: impl FnOnce(&mut Document) -> Result<Option<Vec<u8>>, E>,
-    ) -> Result<Edited<'_, E>, LoadError> {
+    ) -> Result<Result<Edited<'_>, E>, LoadError> {
         let mut tried = Tried::NeedsAutomerge;
         if let State::Light(held) = &mut self.open(store, place)?.state {
             match light(held) {

@@ -137,8 +137,9 @@ impl Document {
 }
 
 impl Light {
-    /// What was kept of the document that was stored, brought up to date with the changes stored behind it;
-    /// without such a document, from nothing. `None` when that needs automerge, also where the pieces are damaged.
+    /// The light state in front of a document that [`Document::to_stored`] gave, brought up to date with the changes
+    /// stored behind it; without such a document, from nothing. `None` when that needs automerge, also where the pieces
+    /// are damaged.
     pub fn restore(stored: Option<&[u8]>, changes: &[impl AsRef<[u8]>], actor: &[u8]) -> Option<Self> {
         let mut light = match stored {
             Some(stored) => {

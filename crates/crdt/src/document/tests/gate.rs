@@ -1,11 +1,15 @@
 //! What the gate refuses, and that a refusal leaves no trace.
 
+use automerge::ActorId;
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use sha2::{Digest, Sha256};
 
+use super::super::encode::{Action, Head, MapOp, OpId, Scalar, encode};
 use super::{actor, any_root, json, paths, plain, pointer, receive, saved, showing, text};
-use crate::document::{Document, DocumentError, GateErrorKind, MAX_HEADS, PatchOp, Paths, PeerChange};
+use crate::document::{
+    Document, DocumentError, GateErrorKind, Light, MAX_COUNTER, MAX_HEADS, PatchOp, Paths, PeerChange,
+};
 use crate::json::Json;
 
 /// Makes the checksum fit again: SHA-256 over the chunk without magic and checksum.
@@ -358,6 +362,16 @@ fn survive(document: &mut Document, bytes: &[u8]) -> bool {
             false
         }
         Ok(_) => {
+            // Without automerge it is the same, or is left to it.
+            if let Some(mut light) = before.into_light()
+                && light.apply(PeerChange { origin: &actor(b'b'), bytes })
+            {
+                assert_eq!(
+                    (light.heads(), &light.shown()[..]),
+                    (document.heads(), text(document).as_bytes())
+                );
+            }
+            document.settle().expect("what was accepted is automerge's");
             let loaded = Document::load(&document.save(), &actor(b'a')).expect("what was accepted loads");
             assert_eq!((loaded.heads(), text(&loaded)), (document.heads(), text(document)));
             let value = document.to_json();
@@ -431,6 +445,78 @@ fn what_peers_would_refuse_is_refused_where_it_is_made() {
     peer.apply(&batch).unwrap();
     let error = peer.apply(&[PeerChange { origin: &actor(b'a'), bytes: &made }]).unwrap_err();
     assert!(matches!(error.kind, GateErrorKind::TooLarge { what: "dependencies", .. }), "{error}");
+}
+
+#[test]
+fn without_automerge_nothing_passes_that_a_member_would_not_have_written() {
+    // Forms that mean the same: a run of one, where members write a literal.
+    let canonical: Vec<(u64, Vec<u8>)> = puts(1)
+        .into_iter()
+        .map(|(column, data)| match column {
+            0x34 => (column, data),
+            _ => (column, [signed(-1), data[1..].to_vec()].concat()),
+        })
+        .collect();
+    let origin = actor(b'b');
+    let empty = Light::empty(&actor(b'a'));
+    let accepts = |light: &Light, bytes: &[u8]| light.clone().apply(PeerChange { origin: &origin, bytes });
+    assert!(accepts(&empty, &with_columns(&canonical)));
+    for (at, column) in puts(1).into_iter().enumerate() {
+        let mut other = canonical.clone();
+        other[at] = column;
+        let bytes = with_columns(&other);
+        assert_eq!(accepts(&empty, &bytes), other == canonical, "column {at}");
+    }
+    assert!(!accepts(&empty, &with_columns(&puts(1))));
+
+    // What b could write next, and what it could not.
+    let (document, _) = showing(b'b', r#"{"n":3,"x":1,"y":1}"#, &paths(&[], &["/n"]));
+    let light = document.into_light().unwrap();
+    let heads = light.heads();
+    let of = |counter| OpId { counter, author: 0 };
+    let (n, x, y) = ([of(1)], [of(2)], [of(3)]);
+    let put = |key, seen| MapOp { map: None, key, action: Action::Put(Scalar::Null), seen };
+    let by = |key, by, seen| MapOp { map: None, key, action: Action::Increment(by), seen };
+    let made = |letter: &[u8], seq, first_op, dependencies: &[[u8; 32]], operations: &[MapOp<'_>]| {
+        let (author, known) = (ActorId::from(letter), ActorId::from(&origin[..]));
+        let head = Head { actor: &author, seq, first_op, time: 0, dependencies };
+        let (bytes, _) = encode(&head, operations, |_| &known);
+        accepts(&light, &bytes)
+    };
+    let deps = heads.hashes();
+    let branch = [&[0x13, 0xb2, 0x23, 0x09, 1], &origin[..]].concat();
+    let right = [put("x", &x), by("n", 2, &n), put("z", &[])];
+    assert!(made(&origin, 2, 4, deps, &right));
+    for (letter, seq, first_op, deps, problem) in [
+        (&actor(b'a')[..], 1, 4, deps, "of another origin"),
+        (&branch[..], 1, 4, deps, "of a branch"),
+        (&origin, 1, 4, deps, "a number that is known"),
+        (&origin, 3, 4, deps, "a number left out"),
+        (&origin, 2, 3, deps, "an operation's number that is known"),
+        (&origin, 2, 5, deps, "an operation's number left out"),
+        (&origin, 2, 4, &[][..], "on top of nothing"),
+        (&origin, 2, 4, &[[7; 32]][..], "on top of something else"),
+    ] {
+        assert!(!made(letter, seq, first_op, deps, &right), "{problem}");
+    }
+    for (operations, problem) in [
+        (vec![put("x", &[])], "a value it has not seen"),
+        (vec![put("x", &y)], "the value of another entry"),
+        (vec![put("z", &x)], "a value that is not there"),
+        (vec![put("x", &x), put("x", &x)], "one entry twice"),
+        (vec![by("x", 1, &x)], "an increment of a plain value"),
+        (vec![by("z", 1, &[])], "an increment of nothing"),
+        (vec![by("n", i64::MAX, &n)], "an increment beyond the range"),
+        (vec![by("n", MAX_COUNTER, &n)], "a counter beyond its range"),
+        (vec![MapOp { action: Action::Delete, ..put("z", &[]) }], "a delete of nothing"),
+        (vec![MapOp { action: Action::Put(Scalar::Uint(5)), ..put("x", &x) }], "a small unsigned number"),
+        (vec![MapOp { action: Action::Put(Scalar::Float(f64::NAN)), ..put("x", &x) }], "no number"),
+        (vec![MapOp { action: Action::PutCounter(i64::MIN), ..put("x", &x) }], "a counter that starts there"),
+        (vec![MapOp { map: Some(of(2)), ..put("x", &x) }], "in something that is no map"),
+        (vec![], "no operation"),
+    ] {
+        assert!(!made(&origin, 2, 4, deps, &operations), "{problem}");
+    }
 }
 
 proptest! {
