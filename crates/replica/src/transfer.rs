@@ -120,7 +120,7 @@ impl Transfers {
     /// What a store was left with; ids of a life are unlike those of others.
     pub(crate) fn open(store: &Store, first_id: u64) -> Result<Self, StoreError> {
         let settling = store.transfers()?.into_iter().filter(|(_, row)| row.whole);
-        let settling = settling.map(|(shard, _)| (shard, Vec::new())).collect();
+        let settling = settling.map(|(shard, _)| (shard, shard_prefix(&shard))).collect();
         Ok(Self { settling, next_id: first_id, ..Self::default() })
     }
 
