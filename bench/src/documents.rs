@@ -9,7 +9,7 @@ use tropism_crdt::document::{Document, Light, PatchOp, Paths, PeerChange, Tried}
 use tropism_crdt::json::{Json, JsonLimits, PathPattern, Pointer, parse};
 use tropism_crdt::{ExpiryChange, NodeId};
 use tropism_placement::{Regions, ScopeName};
-use tropism_replica::{Identity, Input, Now, Output, Replica, Write, WriteOp};
+use tropism_replica::{Identity, Input, Now, Opening, Output, Replica, Write, WriteOp};
 use tropism_storage::{MemoryEngine, Store};
 
 /// Documents that are written in random order: more than any cache of the processor holds.
@@ -312,6 +312,7 @@ impl Node {
             region,
             boot_random: 1,
             new_store_id: 1,
+            opening: Opening { accept_loss: true, ..Opening::default() },
             peers: Vec::new(),
             rules: regions.rules().clone(),
             cache_bytes: 1 << 30,

@@ -607,6 +607,9 @@ pub(crate) struct Serve {
     /// Where the node keeps what it knows, whatever the configuration says; nothing in memory survives a stop.
     #[arg(long)]
     pub(crate) engine: Option<Engine>,
+    /// Serve what the store has, though it may lack what peers or an earlier store of the node had: give that up. Once.
+    #[arg(long)]
+    pub(crate) accept_loss: bool,
     /// End, as in a power cut, when stdin closes: for nodes whose parent process must not leave them behind.
     #[arg(long, hide = true)]
     pub(crate) end_with_stdin: bool,

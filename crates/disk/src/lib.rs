@@ -5,10 +5,12 @@
 //! it? fjall alone does not know. It drops damaged batches in the middle of its journal without a word, deletes key
 //! spaces it cannot name, starts empty where a file is missing, and refuses stores whose last batch a power cut tore,
 //! which is no damage at all. So the layout and every batch of the journal are verified first, in `journal.rs`, without
-//! changing anything; then fjall opens; then the store's head is compared with the witness.
+//! changing anything; then fjall opens; then the store's head is compared with the witness. A store that is not everything
+//! is [set aside](set_aside) by who can have it filled again; [`open`] itself never does.
 //!
 //! fjall blocks: an engine belongs to a driver thread. Snapshots may be read from anywhere, a get takes microseconds.
 
+mod aside;
 mod engine;
 mod journal;
 pub mod witness;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tropism_storage::{Head, HeadRow, NodeKey, Reads, Space};
 
+pub use crate::aside::{ASIDE_KEPT, Aside, last_aside, set_aside};
 pub use crate::engine::{DiskEngine, DiskOptions};
 use crate::journal::Tear;
 pub use crate::witness::Witness;

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -18,9 +19,9 @@ use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_placement::ShardId;
 use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, ParkedCall, ParkedError, ParkedStep,
-    Replica, ReplicaError, Status, Ticket, Write, WriteDone, WriteError,
+    RebuildStatus, Replica, ReplicaError, Salvaged, Status, Ticket, Write, WriteDone, WriteError,
 };
-use tropism_storage::{Footprint, Head, KeptValues, Store, StoreError, Tally, View};
+use tropism_storage::{Footprint, Head, KeptValues, RebuildRow, Store, StoreError, Tally, View};
 
 use crate::lane::Replier;
 pub use crate::sync::Witnessed;
@@ -98,6 +99,10 @@ pub struct Published {
     pub values: KeptValues,
     /// Shards of which a key's state may be staged: it is merged before the key is read.
     pub settling: Vec<ShardId>,
+    /// How far the store is filled by its peers: until that is over clients are not served.
+    pub rebuild: Option<RebuildStatus>,
+    /// The store stands in the place of one that was lost: what only this region holds is not served.
+    pub lost: Option<RebuildRow>,
 }
 
 /// Why a call got no answer from the replica. No effect, unless it says otherwise.
@@ -183,6 +188,7 @@ pub(crate) enum Message {
         shard: ShardId,
         key: Option<String>,
     },
+    Salvage(Vec<Bytes>),
     /// The turn before is durable: the open one can end.
     Synced,
     Stop,
@@ -223,6 +229,11 @@ impl Handle {
     /// Has staged states merged that a reader found: those of a key, or some of a shard. With the commit after this they are.
     pub(crate) async fn settle(&self, shard: ShardId, key: Option<String>) {
         self.send(Message::Settle { shard, key }).await;
+    }
+
+    /// Changes of the store that was set aside; none: these were all.
+    pub(crate) async fn salvage(&self, changes: Vec<Bytes>) {
+        self.send(Message::Salvage(changes)).await;
     }
 
     /// The last synced state.
@@ -310,6 +321,8 @@ impl Driver {
             footprint: store.footprint(),
             values: store.kept_values(),
             settling: replica.settling(),
+            rebuild: replica.rebuild_status(now),
+            lost: replica.lost().cloned(),
         }));
         let (messages, inbox) = sync_channel(INPUT_QUEUE);
         let (commits_sender, commits) = watch::channel(store.head().commit);
@@ -509,6 +522,8 @@ impl Turns {
             footprint,
             values: self.store.kept_values(),
             settling: self.replica.settling(),
+            rebuild: self.replica.rebuild_status(now),
+            lost: self.replica.lost().cloned(),
         }
     }
 
@@ -557,6 +572,7 @@ impl Turns {
                 Input::Frame { from: peer, frame }
             }
             Message::Settle { shard, key } => Input::Settle { shard, key },
+            Message::Salvage(changes) => Input::Salvage(changes),
             Message::Synced => {
                 self.inputs -= 1;
                 return Ok(());
@@ -618,6 +634,13 @@ impl Turns {
             }
             Output::Event(Event::Repaired { peer, shard, keys }) => {
                 warn!(%peer, %shard, keys, "keys that were not what they should be were repaired from a peer");
+            }
+            Output::Event(Event::Rebuilding { seen_by }) => {
+                warn!(peer = %seen_by, "a peer has seen another store of this node: it was lost, and is rebuilt");
+            }
+            Output::Event(Event::Rebuilt { cause, salvaged, .. }) => {
+                let Salvaged { read, taken, left } = salvaged;
+                info!(?cause, read, taken, left, "the store has what its peers could give, and is served");
             }
             Output::Event(Event::Owes(peer)) => {
                 info!(%peer, "the log does not reach back to what a peer has: it is shown every shard");

@@ -4,6 +4,7 @@ pub mod api;
 pub mod config;
 pub mod driver;
 mod lane;
+mod open;
 pub mod peer;
 pub mod server;
 mod sync;

@@ -397,7 +397,7 @@ impl PeerService for Links {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use tropism_placement::Regions;
-    use tropism_replica::{Identity, Peer};
+    use tropism_replica::{Identity, Opening, Peer};
     use tropism_storage::{MemoryEngine, Store};
 
     use super::*;
@@ -450,6 +450,7 @@ kind = "register"
                 region: region(name),
                 boot_random: 1,
                 new_store_id: u128::from(name.as_bytes()[0]),
+                opening: Opening { accept_loss: true, ..Opening::default() },
                 peers: vec![Peer { node: node(peer), region: region(peer) }],
                 rules: regions.rules().clone(),
                 cache_bytes: 1 << 20,

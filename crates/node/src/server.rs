@@ -16,18 +16,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
 use tracing::{info, warn};
 use tropism_crdt::Origin;
-use tropism_disk::{DiskOptions, OpenError, Witness};
+use tropism_disk::{OpenError, Witness};
 use tropism_replica::limits::{FRAME_BYTES, LOG_KEEP_MS, SETTLE_KEYS};
 use tropism_replica::{BootError, Identity, Peer};
-use tropism_storage::{Engine as StorageEngine, Head, MemoryEngine, Store, StoreError};
+use tropism_storage::{Head, Store, StoreError};
 use tropism_wire::{DESCRIPTORS, v1};
 
 use crate::api::{Api, ApiConfig};
 use crate::config::{CheckedConfig, Engine};
 use crate::driver::{Driver, Failure, Witnessed};
 use crate::lane;
+use crate::open::{Opened, healing, salvage};
 use crate::peer::{Links, PeerAddress, digest_key};
 use crate::traffic::Traffic;
 
@@ -98,24 +100,29 @@ async fn reached(mut phases: watch::Receiver<Phase>, phase: Phase) {
     phases.wait_for(|now| *now >= phase).await.ok(); // without a sender everything is over
 }
 
-/// Serves until `stop` is told, or until the node must not go on. Blocks the calling thread.
-pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+/// How a node is started.
+#[derive(Debug, Clone, Default)]
+pub struct Start {
+    /// Version of the program, with the commit it was built from.
+    pub version: String,
+    /// Serve what the store has, also when peers may have had more of it: what is missing is given up.
+    pub accept_loss: bool,
+}
+
+/// Serves until `stop` is told, or until the node must not go on. Blocks the calling thread. A store that must not be served
+/// is set aside, and the node goes on with an empty one, if it has peers to fill that.
+pub fn run(checked: CheckedConfig, start: Start, stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+    healing(&checked.config, start.accept_loss, |opened| serve(&checked, &start, opened, stop.clone()))
+}
+
+fn serve(
+    checked: &CheckedConfig,
+    start: &Start,
+    opened: Opened,
+    stop: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
     let CheckedConfig { config, secret, regions } = checked;
-    let (engine, witness): (Box<dyn StorageEngine>, Option<Box<dyn Witnessed>>) = match config.node.engine {
-        Engine::Memory => {
-            warn!("memory engine: nothing survives this process");
-            (Box::new(MemoryEngine::new()), None)
-        }
-        Engine::Disk => {
-            let options =
-                DiskOptions { block_cache_bytes: config.limits.block_cache_bytes, ..DiskOptions::default() };
-            let (engine, witness) = tropism_disk::open(&config.node.data_dir, &options)?;
-            if engine.cut_bytes() > 0 {
-                warn!(bytes = engine.cut_bytes(), "a torn tail that was never acknowledged was set aside");
-            }
-            (Box::new(engine), Some(Box::new(KeptWitness { witness, synced: Instant::now() })))
-        }
-    };
+    let Opened { engine, witness, opening, aside } = opened;
     let store = Store::open(engine)?;
     let durable = store.durable();
     let peers: Vec<Peer> =
@@ -126,6 +133,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
         region: config.node.region.clone(),
         boot_random: rand::rng().random(),
         new_store_id: rand::rng().random(),
+        opening,
         peers: peers.clone(),
         digest_key: digest_key(&config.cluster.id, secret.as_bytes()),
         rules: regions.rules().clone(),
@@ -165,10 +173,13 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
     let mut threads = Vec::new();
     let outcome = runtime.block_on(async {
         threads.push(peer_thread.start()?);
+        if let Some(aside) = aside {
+            tokio::spawn(salvage(handle.clone(), aside));
+        }
         let api = Api::new(ApiConfig {
             handle: handle.clone(),
             rules: Arc::new(regions.rules().clone()),
-            regions: Arc::new(regions),
+            regions: Arc::new(regions.clone()),
             cluster: config.cluster.id.clone(),
             node: config.node.id,
             region: config.node.region.clone(),
@@ -178,7 +189,7 @@ pub fn run(checked: CheckedConfig, version: String, stop: watch::Receiver<bool>)
             engine: if durable { "disk" } else { "memory" },
             durable,
             insecure: config.listen.insecure,
-            version,
+            version: start.version.clone(),
             watches: config.limits.watches,
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
         });
@@ -318,11 +329,20 @@ fn api_thread(
         runtime.block_on(async move {
             lane::enter();
             let (reporter, health) = tonic_health::server::health_reporter();
-            set_health(&reporter, tonic_health::ServingStatus::Serving).await;
+            let filled = filled(&api);
+            let ready = if filled.is_some() { ServingStatus::NotServing } else { ServingStatus::Serving };
+            set_health(&reporter, ready).await;
+            if let Some(filled) = filled {
+                let reporter = reporter.clone();
+                tokio::spawn(async move {
+                    filled.await;
+                    set_health(&reporter, ServingStatus::Serving).await;
+                });
+            }
             let draining = reached(phases.clone(), Phase::Draining);
             tokio::spawn(async move {
                 draining.await;
-                set_health(&reporter, tonic_health::ServingStatus::NotServing).await;
+                set_health(&reporter, ServingStatus::NotServing).await;
             });
             let reflection = || {
                 tonic_reflection::server::Builder::configure()
@@ -366,8 +386,17 @@ fn api_thread(
     Ok((lane, thread))
 }
 
+/// When the store is filled, if it has to be.
+fn filled(api: &Api) -> Option<impl Future<Output = ()> + use<>> {
+    let handle = api.handle();
+    handle.published().rebuild.is_some().then_some(async move {
+        let mut commits = handle.commits();
+        while handle.published().rebuild.is_some() && commits.changed().await.is_ok() {}
+    })
+}
+
 /// Tells who asks for the health of the node or of one of its services.
-async fn set_health(reporter: &tonic_health::server::HealthReporter, status: tonic_health::ServingStatus) {
+async fn set_health(reporter: &tonic_health::server::HealthReporter, status: ServingStatus) {
     for service in [
         "",
         v1::state_service_server::SERVICE_NAME,
@@ -421,9 +450,9 @@ impl LinkThread {
 }
 
 /// The witness of the disk engine.
-struct KeptWitness {
-    witness: Witness,
-    synced: Instant,
+pub(crate) struct KeptWitness {
+    pub(crate) witness: Witness,
+    pub(crate) synced: Instant,
 }
 
 impl Witnessed for KeptWitness {

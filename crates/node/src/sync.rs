@@ -164,7 +164,7 @@ mod tests {
     use bytes::Bytes;
     use tropism_crdt::{ExpiryChange, NodeId};
     use tropism_placement::{RegionName, Regions, ScopeName};
-    use tropism_replica::{Identity, Write, WriteOp};
+    use tropism_replica::{Identity, Opening, Write, WriteOp};
     use tropism_storage::engine::Rows;
     use tropism_storage::{Batch, Engine, EngineError, Footprint, MemoryEngine, Space, Store, Syncer, View};
 
@@ -238,6 +238,7 @@ mod tests {
             region: RegionName::new("a").unwrap(),
             boot_random: 1,
             new_store_id: 1,
+            opening: Opening { accept_loss: true, ..Opening::default() },
             peers: vec![],
             rules: regions.rules().clone(),
             cache_bytes: 1 << 20,

@@ -76,6 +76,13 @@ impl Pending {
         Some(waits)
     }
 
+    /// Forgets what came from a node and waits; says how many changes that were.
+    pub(crate) fn forget_of(&mut self, from: NodeId) -> u64 {
+        let of = self.changes.iter().filter(|(_, waits)| waits.from == from);
+        let keys: Vec<_> = of.map(|(key, _)| *key).collect();
+        keys.iter().filter_map(|key| self.remove(key)).count() as u64
+    }
+
     /// The waiting changes of a shard, by origin and seq.
     fn of_shard(&self, id: ShardId) -> impl Iterator<Item = (&(ShardId, Origin, u64), &Waits)> {
         self.changes.range((id, Origin::FIRST, 0)..).take_while(move |(key, _)| key.0 == id)
@@ -91,20 +98,20 @@ struct Sound {
 }
 
 impl Replica {
-    /// Applies what can be applied of a peer's changes, in its order; the rest waits.
+    /// Applies what can be applied of a peer's changes, in its order; the rest waits. Says how many were applied.
     pub(crate) fn changes(
         &mut self,
         now: Now,
         store: &mut Store,
         from: NodeId,
         changes: Vec<Bytes>,
-    ) -> Result<(), ReplicaError> {
+    ) -> Result<usize, ReplicaError> {
         if changes.len() > FRAME_CHANGES {
             self.refuse(
                 from,
                 format!("{} changes in one frame, the limit is {FRAME_CHANGES}", changes.len()),
             );
-            return Ok(());
+            return Ok(0);
         }
         let mut ready = Ready::default();
         for bytes in changes {
@@ -160,7 +167,7 @@ impl Replica {
         if applied > 0 {
             self.event(Event::Applied { changes: applied });
         }
-        Ok(())
+        Ok(applied)
     }
 
     /// Applies the waiting changes of a shard that wait no longer.

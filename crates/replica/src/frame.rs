@@ -25,6 +25,8 @@ pub struct Hello {
     pub head: Head,
     /// The highest state of *your* store it ever saw, if it is of the store you say you have. A node behind it is short.
     pub saw_you: Option<(u128, Seen)>,
+    /// Whether the speaker knows that you had another store before that one.
+    pub replaced: bool,
 }
 
 /// One frame of a link.
@@ -293,4 +295,20 @@ pub struct Heartbeat {
     pub linked: Vec<NodeId>,
     /// Which store the sender knows of each other node, by the low half of its id: it takes nothing from an earlier one.
     pub stores: Vec<(NodeId, u64)>,
+    /// How much of its peers' the sender's store has.
+    pub wholeness: Wholeness,
+    /// Keys in it.
+    pub keys: u64,
+}
+
+/// How much of its peers' a store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wholeness {
+    /// Everything that was there when it began, and what came since.
+    #[default]
+    Whole,
+    /// It is new, and may be the first of its node.
+    New,
+    /// It is new, and its node had another one.
+    Rebuilding,
 }

@@ -44,6 +44,7 @@ mod inspect;
 pub mod limits;
 mod link;
 mod parked;
+mod rebuild;
 mod recent;
 mod reconcile;
 mod replica;
@@ -61,10 +62,11 @@ pub use digest::DigestKey;
 pub use documents::LongHistory;
 pub use frame::{
     Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
-    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want,
+    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
 };
 pub use link::{LinkCounts, LinkStatus};
 pub use parked::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
+pub use rebuild::{Opening, RebuildStatus, Salvaged, SetAside};
 pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
     Status, Ticket, TimesFull,

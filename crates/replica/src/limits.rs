@@ -73,6 +73,8 @@ pub const SETTLE_KEYS: usize = 64;
 pub const SETTLE_STEP_US: u64 = 4_000;
 /// Changes of one origin that are wanted one by one; where more are missing, the shard comes as a whole.
 pub const WANTED_CHANGES: u64 = 4_096;
+/// A store that is rebuilt waits so long (us) after the first peer for others to answer: all that are there have by then.
+pub const REBUILD_ANSWERS_US: u64 = 2_000_000;
 /// What is owed to a peer is shown again after this long (us) until it has it.
 pub const OWED_US: u64 = 1_000_000;
 /// Values that are summed up in one step to know a shard's digest again.

@@ -13,12 +13,13 @@ use tropism_placement::{RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
-use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want};
+use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want, Wholeness};
 use crate::inspect::Unmet;
 use crate::limits::{
     BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, GIVE_STEP_US, HEARTBEAT_US,
     OUTSTANDING_CHANGES, RESEND_US, SILENT_US, TELL_LAZILY_US,
 };
+use crate::rebuild::Rebuild;
 use crate::recent::Logged;
 use crate::reconcile::{Owes, Suspects};
 use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
@@ -272,6 +273,11 @@ impl Link {
         self.session.is_some()
     }
 
+    /// Whether the peer was heard of lately: a connection stands, or went only just now.
+    pub(crate) fn answers(&self, now: Now) -> bool {
+        self.is_up() || self.down_since_us + DEAD_US > now.mono_us
+    }
+
     /// Shards on their way to the peer.
     pub(crate) fn giving(&mut self) -> Option<&mut Vec<Giving>> {
         self.session.as_mut().map(|session| &mut session.giving)
@@ -429,7 +435,7 @@ impl Link {
 
 impl Replica {
     /// A connection stands.
-    pub(crate) fn link_up(&mut self, now: Now, store: &Store, hello: Hello) {
+    pub(crate) fn link_up(&mut self, now: Now, store: &mut Store, hello: Hello) {
         let head = store.head();
         let own_store = self.store_id;
         let (own, found) = (self.origin, self.found);
@@ -453,7 +459,8 @@ impl Replica {
             return;
         }
         if link.row.store_id != hello.store_id {
-            link.row = PeerRow { store_id: hello.store_id, cursor: 0, seen: Seen::default() };
+            let replaced = link.row.store_id != 0 || link.row.replaced;
+            link.row = PeerRow { store_id: hello.store_id, cursor: 0, seen: Seen::default(), replaced };
             link.row_dirty = true;
             link.stable = 0;
             link.agreed.clear();
@@ -462,6 +469,7 @@ impl Replica {
                 other.agreed.remove(&hello.node); // what the store knew that is gone
             }
         }
+        self.rebuild_met(now, store, &hello);
         let Some(link) = self.links.get_mut(&hello.node) else { return };
         link.row.cursor = link.row.cursor.min(head.commit);
         link.session = Some(Session {
@@ -537,7 +545,9 @@ impl Replica {
         }
         let in_order = session.in_order && next;
         match frame.body {
-            FrameBody::Changes(changes) => self.changes(now, store, from, changes)?,
+            FrameBody::Changes(changes) => {
+                self.changes(now, store, from, changes)?;
+            }
             FrameBody::Told(told) => self.told(now, from, &told),
             FrameBody::Want(want) => self.wanted(store, from, want)?,
             FrameBody::Compare(compare) => self.compare(store, from, compare)?,
@@ -627,6 +637,7 @@ impl Replica {
 
     fn heartbeat(&mut self, now: Now, from: NodeId, beat: &Heartbeat, in_order: bool) {
         self.agree(from, beat);
+        self.rebuild_heard(from, beat.your_cursor, (beat.wholeness, beat.keys));
         let waits = self.pending.any_of(from);
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
         let mut others = peers.iter().filter(|peer| **peer != from);
@@ -651,6 +662,11 @@ impl Replica {
         if beat.seen > link.row.seen {
             link.row.seen = beat.seen;
             link.row_dirty = true;
+        }
+        // Nothing is stable while a store is rebuilt: what may come back into it has not seen what is told meanwhile.
+        if self.rebuild.is_some() || beat.wholeness != Wholeness::Whole {
+            self.judge_clock(now);
+            return;
         }
         // Stability: by its commit `peer_told_commit` the peer had told everything up to our `cursor`; once we hold what it
         // had logged by then, nothing of it that had not seen those changes is still to come.
@@ -859,6 +875,8 @@ impl Replica {
         let incarnation = self.origin.incarnation;
         let others = self.links.iter().filter(|(other, link)| **other != peer && link.row.store_id != 0);
         let stores = others.map(|(other, link)| (*other, link.row.store_id as u64)).collect();
+        let wholeness = Rebuild::wholeness(self.rebuild.as_ref());
+        let keys = store.tally().keys.total();
         let Some(link) = self.links.get_mut(&peer) else { return };
         let your_cursor = link.row.cursor;
         let Some(session) = &mut link.session else { return };
@@ -868,7 +886,7 @@ impl Replica {
         session.next_heartbeat_us = now.mono_us + HEARTBEAT_US;
         // Closed only up to what precedes this frame: nothing while the walk is behind.
         let walked = session.position >= open - 1 && session.partial == self.recent.len(open);
-        let closed = if walked && session.owes.is_none() {
+        let closed = if walked && session.owes.is_none() && wholeness == Wholeness::Whole {
             // No stamp of ours at or below the wall clock is issued from here on.
             self.clock.observe(Stamp::new(now.wall_ms, 0));
             self.clock.passed()
@@ -886,6 +904,8 @@ impl Replica {
             your_cursor,
             linked: hears.to_vec(),
             stores,
+            wholeness,
+            keys,
         };
         self.send(peer, FrameBody::Heartbeat(beat));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use thiserror::Error;
 use tropism_crdt::clock::{Clock, ClockError};
 use tropism_crdt::document::Paths;
@@ -10,8 +11,8 @@ use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
 use tropism_storage::rows::{OLDEST_FORMAT, STORE_FORMAT};
 use tropism_storage::{
-    ClockRow, DroppedRow, Head, Header, KeyTally, LivesRow, LogFloorRow, LogKey, NodeKey, Reads, ShardRow,
-    Space, Store, StoreError, ValueKey, ValueRow,
+    ClockRow, DroppedRow, Head, Header, KeyTally, LivesRow, LogFloorRow, LogKey, NodeKey, Reads,
+    RebuildCause, RebuildRow, ShardRow, Space, Store, StoreError, ValueKey, ValueRow,
 };
 
 use crate::apply::Pending;
@@ -25,6 +26,7 @@ use crate::limits::{
 };
 use crate::link::{Link, LinkStatus};
 use crate::parked::{ParkedCall, ParkedError, ParkedStep};
+use crate::rebuild::{Opening, Rebuild, RebuildStatus, Salvaged};
 use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
@@ -80,6 +82,9 @@ pub enum Input {
         /// The key; `None`: as many keys as one turn may merge.
         key: Option<String>,
     },
+    /// Changes of a store that was set aside, in the order in which it had logged them, at most as many as a frame may
+    /// hold; none: these were all. For a replica whose status asks for them ([`RebuildStatus::salvages`]).
+    Salvage(Vec<Bytes>),
     /// Time passed: [`Replica::next_deadline`] is due.
     Tick,
 }
@@ -237,6 +242,20 @@ pub enum Event {
         /// Whether a row that could not be read went with them.
         row: bool,
     },
+    /// A new store takes the place of an earlier one: a peer has seen that.
+    Rebuilding {
+        /// Who.
+        seen_by: NodeId,
+    },
+    /// The store has everything that its peers could give, and is served.
+    Rebuilt {
+        /// Why it had to be filled.
+        cause: RebuildCause,
+        /// Since when it was, Unix ms.
+        since_ms: u64,
+        /// What came from a store that was set aside.
+        salvaged: Salvaged,
+    },
     /// This node's store is behind what a peer saw of it: it must not serve.
     Short {
         /// Who says so.
@@ -268,6 +287,8 @@ pub struct Identity {
     pub boot_random: u64,
     /// Used when the store is new.
     pub new_store_id: u128,
+    /// How the store came to be.
+    pub opening: Opening,
     /// All other nodes.
     pub peers: Vec<Peer>,
     /// What the digests of this cluster are keyed by.
@@ -353,6 +374,10 @@ pub struct Replica {
     pub(crate) census: Census,
     pub(crate) transfers: Transfers,
     pub(crate) inspections: Inspections,
+    /// The store is being filled by its peers.
+    pub(crate) rebuild: Option<Rebuild>,
+    /// It stands in the place of one that was lost.
+    pub(crate) lost: Option<RebuildRow>,
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
@@ -429,6 +454,8 @@ pub struct Status {
     pub log_floor: u64,
     /// Every change in a commit up to this is stable.
     pub stable_commit: u64,
+    /// How far the store is filled by its peers, if it has to be: it takes no calls of clients.
+    pub rebuild: Option<RebuildStatus>,
     /// The links.
     pub links: Vec<LinkStatus>,
 }
@@ -437,7 +464,9 @@ impl Replica {
     /// Starts a life of the store: checks whose it is, draws the next incarnation, reserves time. What it writes is
     /// durable after the driver's first turn, before which nothing leaves.
     pub fn boot(now: Now, store: &mut Store, identity: Identity) -> Result<Self, BootError> {
-        let header = match store.row::<Header>(Space::Node, &NodeKey::Header.encode())? {
+        let found_header: Option<Header> = store.row(Space::Node, &NodeKey::Header.encode())?;
+        let is_new = found_header.is_none();
+        let header = match found_header {
             Some(header) if !(OLDEST_FORMAT..=STORE_FORMAT).contains(&header.format) => {
                 return Err(BootError::Format { found: header.format });
             }
@@ -498,6 +527,8 @@ impl Replica {
         let paths =
             identity.rules.iter().map(|rule| (rule.name.to_string(), paths_of(&rule.policy))).collect();
         let transfers = Transfers::open(store, origin.random)?;
+        let rebuild = Rebuild::open(now, store, &identity, is_new)?;
+        let lost = store.row(Space::Node, &NodeKey::Lost.encode())?;
         let mut replica = Self {
             identity,
             origin,
@@ -519,6 +550,8 @@ impl Replica {
             census: Census::default(),
             transfers,
             inspections: Inspections::open(origin.random),
+            rebuild,
+            lost,
             times_full: TimesFull::default(),
             dropped,
             barred: BTreeSet::new(),
@@ -542,6 +575,7 @@ impl Replica {
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
             Input::Settle { shard, key: Some(key) } => self.settle(store, shard, &key)?,
             Input::Settle { shard, key: None } => self.settle_some(store, shard)?,
+            Input::Salvage(changes) => self.salvage(now, store, changes)?,
             Input::Tick => {}
         }
         Ok(())
@@ -558,6 +592,7 @@ impl Replica {
         self.inspect_due(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
+        self.rebuild_due(now, store);
         if now.mono_us >= self.next_peer_rows_us {
             self.next_peer_rows_us = now.mono_us + crate::limits::PEER_ROWS_US;
             for link in self.links.values_mut() {
@@ -611,6 +646,7 @@ impl Replica {
             store_id: self.store_id,
             head: store.head(),
             saw_you: self.links.get(&peer).map(|link| (link.row().store_id, link.row().seen)),
+            replaced: self.links.get(&peer).is_some_and(|link| link.row().replaced),
         }
     }
 
@@ -663,6 +699,7 @@ impl Replica {
             long_histories: self.documents.long_histories(),
             log_floor: self.log_floor,
             stable_commit: self.stable_commit(),
+            rebuild: self.rebuild_status(now),
             links: self.links.values().map(|link| link.status(now)).collect(),
         }
     }
@@ -727,7 +764,7 @@ impl Replica {
         store: &mut Store,
         id: ShardId,
         key: LogKey,
-        logged: (bytes::Bytes, Option<NodeId>),
+        logged: (Bytes, Option<NodeId>),
     ) -> Result<(), ReplicaError> {
         let Some(shard) = self.shards.cached_mut(id) else { unreachable!("the caller just used the shard") };
         shard.vector.advance(key.origin, key.seq);

@@ -160,7 +160,7 @@ impl Replica {
         let deleted_at = written.max(Stamp::new(expired_ms, 0));
         let passed = deleted_at.max(Stamp::new(expired_ms.saturating_add(MAX_OFFSET_MS), 0));
         let closed = self.links.values().all(|link| link.closed().is_some_and(|closed| closed > passed));
-        if !steward || !closed || now.wall_ms <= passed.unix_ms() || self.fenced {
+        if !steward || !closed || now.wall_ms <= passed.unix_ms() || self.fenced || self.rebuild.is_some() {
             return Ok(());
         }
         let Ok(stamp) = self.clock.tick() else { return Ok(()) };

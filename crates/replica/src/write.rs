@@ -143,6 +143,11 @@ pub enum WriteError {
         "this node's clock is ahead of most of its peers: it takes no writes; no effect, try another node"
     )]
     Fenced,
+    /// The store is being filled by its peers.
+    #[error(
+        "this node's store is being rebuilt from its peers: it takes no writes yet; no effect, try another node"
+    )]
+    Rebuilding,
     /// The key is visible, and the write wanted it absent.
     #[error("the key exists; no effect")]
     Exists {
@@ -499,6 +504,9 @@ impl Replica {
         if needed > 1 && self.waiting.len() >= WAITING_WRITES {
             self.times_full.waiting += 1;
             return Err(WriteError::Overloaded);
+        }
+        if self.rebuild.is_some() {
+            return Err(WriteError::Rebuilding);
         }
         if self.fenced {
             return Err(WriteError::Fenced);

@@ -97,6 +97,16 @@ impl SimDisk {
         Some((shard_of(name)?, String::from_utf8(name.get(18..)?.to_vec()).ok()?))
     }
 
+    /// What no disk may do: rows of the log are gone.
+    pub(crate) fn lose_log_rows(&self, mut gone: impl FnMut() -> bool) {
+        let rows: Vec<Bytes> = {
+            let platter = self.platter();
+            platter.engine.scan(Space::Log, &[0], &[0xff; 3]).flatten().map(|(name, _)| name).collect()
+        };
+        let rows = rows.into_iter().filter(|_| gone());
+        self.tamper(rows.map(|name| (Space::Log, StoreKey::existing(name), None)).collect());
+    }
+
     fn find(&self, space: Space, wanted: impl Fn(&[u8], &Bytes) -> bool) -> Option<(Bytes, Bytes)> {
         let platter = self.platter();
         let mut rows = platter.engine.scan(space, &[0], &[0xff; 3]).flatten();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tropism_sim::{Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 9] = [
+const FAILED: [(u64, &str); 10] = [
     (
         1,
         "a closed time was told while a change of the open commit was unsent; frames counted in an older session",
@@ -22,12 +22,13 @@ const FAILED: [(u64, &str); 9] = [
         529,
         "a third had changes of a store that was lost which its next store's word did not cover: stable too early",
     ),
+    (38, "members that do not hold a scope vouched for it: a store was served before it had what was stable"),
     (1143, "a shard in parts that overtook each other was begun anew again and again"),
     (107, "what was told in the open commit counted as told in the commit before: stability came too early"),
 ];
 
 /// What must happen somewhere in [`FRESH`] seeds: a simulator that never gets there proves nothing about it.
-const MUST_HAPPEN: [&str; 75] = [
+const MUST_HAPPEN: [&str; 80] = [
     "a log did not reach back to a peer",
     "a peer has what no log reached back to",
     "a shard came as a whole",
@@ -66,7 +67,12 @@ const MUST_HAPPEN: [&str; 75] = [
     "a write was refused by the clock",
     "a write was refused by the fence",
     "an edit of a deleted life arrived",
-    "an empty store was filled by the peers",
+    "a new store was filled by the peers",
+    "a store that was lost was filled by the peers",
+    "a store that was set aside was filled by the peers",
+    "a node learnt that it had another store",
+    "what only a store had that was set aside came back",
+    "fault: store damaged",
     "an expired key was deleted",
     "an old copy of a store was recognised",
     "changes became stable",

@@ -238,6 +238,10 @@ pub enum NodeKey<'a> {
     LogFloor,
     /// Where lives of the store began.
     Lives,
+    /// That the store is not served before peers have filled it.
+    Rebuild,
+    /// That it stands in the place of one that was lost.
+    Lost,
 }
 
 impl NodeKey<'_> {
@@ -266,6 +270,8 @@ impl NodeKey<'_> {
             }
             Self::LogFloor => out.push(7),
             Self::Lives => out.push(8),
+            Self::Rebuild => out.push(10),
+            Self::Lost => out.push(11),
         }
         StoreKey::new(out)
     }
@@ -292,6 +298,8 @@ mod tests {
         assert_eq!(staged.encode().as_bytes()[18..], *b"k\0\0\0\0\x07");
         assert_eq!(StagedKey::decode(staged.encode().as_bytes()), Ok(staged));
         assert_eq!(NodeKey::Dropped.encode().as_bytes()[..], *b"\x09");
+        assert_eq!(NodeKey::Rebuild.encode().as_bytes()[..], *b"\x0a");
+        assert_eq!(NodeKey::Lost.encode().as_bytes()[..], *b"\x0b");
         let long = "k".repeat(512);
         assert_eq!(ValueKey { shard, key: &long }.encode().as_bytes().len(), 530);
     }

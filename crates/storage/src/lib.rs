@@ -13,6 +13,7 @@ mod kept;
 pub mod keys;
 mod latest;
 pub mod memory;
+mod rebuild;
 pub mod rows;
 pub mod store;
 
@@ -21,6 +22,7 @@ pub use kept::{Kept, KeptChange, KeptCount, Place};
 pub use keys::{EditKey, LogKey, NodeKey, RequestKey, ShardKey, StagedKey, ValueKey};
 pub use latest::KeptValues;
 pub use memory::MemoryEngine;
+pub use rebuild::{RebuildCause, RebuildRow};
 pub use rows::{
     ClockRow, CommitRow, Digest, DroppedRow, Head, HeadRow, Header, KeyTally, LivesRow, LogFloorRow, PeerRow,
     RequestRow, ShardRow, Standing, Tally, TransferRow, ValueRow, VectorRow,

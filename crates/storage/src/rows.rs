@@ -292,6 +292,11 @@ impl KeyTally {
         }
     }
 
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.alive + self.deleted + self.stubs + self.parked
+    }
+
     /// Counts a key no longer. Stays at 0: a row that rotted was counted as what it was before.
     pub fn remove(&mut self, standing: Standing) {
         if let Some(count) = self.of(standing) {
@@ -554,6 +559,8 @@ pub struct PeerRow {
     pub cursor: u64,
     /// The highest state of the peer's store that it ever showed us: a peer that comes back behind it is short.
     pub seen: Seen,
+    /// Whether the peer had another store before this one.
+    pub replaced: bool,
 }
 
 /// A state of a peer's store.
@@ -574,6 +581,9 @@ impl Row for PeerRow {
         put_varint(out, self.seen.incarnation);
         put_varint(out, self.seen.commit);
         out.extend_from_slice(&self.seen.hash.to_be_bytes());
+        if self.replaced {
+            out.push(1); // left out by builds before this one, which knew of none
+        }
     }
 
     fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
@@ -584,6 +594,10 @@ impl Row for PeerRow {
                 incarnation: r.varint("incarnation")?,
                 commit: r.varint("commit")?,
                 hash: r.u64("hash")?,
+            },
+            replaced: match r.rest() {
+                [] => false,
+                _ => r.u8("replaced")? == 1,
             },
         })
     }

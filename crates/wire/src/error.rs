@@ -214,6 +214,8 @@ reasons! {
 
     /// A change to the key could not be applied, so the key cannot be shown; the bytes are kept.
     KeyParked = DataLoss "KEY_PARKED",
+    /// The scope was held by this region alone, whose store is gone.
+    StoreLost = DataLoss "STORE_LOST",
 
     /// The node does not know the method, or the encoding of the message.
     NotImplemented = Unimplemented "NOT_IMPLEMENTED",

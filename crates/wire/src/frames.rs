@@ -10,7 +10,7 @@ use tropism_crdt::{NodeId, Origin, Stamp, Vector};
 use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
     Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
-    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want,
+    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
 };
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
@@ -173,6 +173,13 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
                 .iter()
                 .map(|(node, store)| v1::KnownStore { node: node.to_string(), store: *store })
                 .collect(),
+            wholeness: match beat.wholeness {
+                Wholeness::Whole => v1::Wholeness::Unspecified,
+                Wholeness::New => v1::Wholeness::New,
+                Wholeness::Rebuilding => v1::Wholeness::Rebuilding,
+            }
+            .into(),
+            keys: beat.keys,
         }),
         FrameBody::NotMember { shard, epoch } => {
             Message::NotMember(v1::NotMember { shard: Bytes::copy_from_slice(&shard.0), epoch: *epoch })
@@ -313,6 +320,13 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
                     .iter()
                     .map(|known| Ok((node_id(&known.node)?, known.store)))
                     .collect::<Result<_, FrameError>>()?,
+                wholeness: match v1::Wholeness::try_from(beat.wholeness) {
+                    Ok(v1::Wholeness::Unspecified) => Wholeness::Whole,
+                    Ok(v1::Wholeness::New) => Wholeness::New,
+                    // What a later version says beside these is not whole.
+                    Ok(v1::Wholeness::Rebuilding) | Err(_) => Wholeness::Rebuilding,
+                },
+                keys: beat.keys,
             })
         }
         Message::NotMember(not) => FrameBody::NotMember { shard: shard(&not.shard)?, epoch: not.epoch },
@@ -351,6 +365,7 @@ pub fn hello_message(
         features: Vec::new(),
         nonce: Bytes::copy_from_slice(nonce),
         policy_hash: Bytes::copy_from_slice(&policy.0),
+        replaced: hello.replaced,
     }
 }
 
@@ -375,6 +390,7 @@ pub fn hello_from_message(message: &v1::Hello) -> Result<(Hello, [u8; 32]), Fram
         store_id: store_id(&position.store_id)?,
         head: Head { commit: position.commit_number, hash: position.running_hash },
         saw_you,
+        replaced: message.replaced,
     };
     let nonce = message.nonce.as_ref().try_into().map_err(|_| malformed("a nonce has 32 bytes"))?;
     Ok((hello, nonce))
@@ -577,6 +593,8 @@ mod tests {
                 your_cursor: 10,
                 linked: vec![node("dallas-1")],
                 stores: vec![(node("dallas-1"), 11)],
+                wholeness: Wholeness::Rebuilding,
+                keys: 12,
             }),
             FrameBody::NotMember { shard: id, epoch: 3 },
         ]
@@ -635,6 +653,7 @@ mod tests {
             store_id: 77,
             head: Head { commit: 3, hash: 4 },
             saw_you: Some((78, Seen { incarnation: 1, commit: 2, hash: 3 })),
+            replaced: true,
         };
         let message = hello_message(&hello, "world", "dallas-1", &[5; 32], &PolicyHash([6; 32]));
         assert_eq!(message.policy_hash, Bytes::from(vec![6; 32]));

@@ -7,7 +7,7 @@ use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 use tropism_node::config::{Engine as NodeEngine, NodeConfig};
-use tropism_node::server;
+use tropism_node::server::{self, Start};
 
 use super::{name, runtime};
 use crate::args::{Config, ConfigAction, Engine, Serve, VERSION};
@@ -48,7 +48,8 @@ pub(super) fn serve(args: Serve) -> Result<(), Failure> {
     if let Ok(Some(failure)) = caught.recv() {
         return Err(Failure::Failed(failure));
     }
-    server::run(checked, VERSION.to_owned(), stopped).map_err(|error| Failure::Failed(error.to_string()))
+    let start = Start { version: VERSION.to_owned(), accept_loss: args.accept_loss };
+    server::run(checked, start, stopped).map_err(|error| Failure::Failed(error.to_string()))
 }
 
 fn cannot_start(error: io::Error) -> Failure {

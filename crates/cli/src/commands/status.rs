@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tropism_client::v1::{
-    DurabilityLevel, GetStatusResponse, Kind, LinkState, LinkStatus, NodeState, Scope as ScopeRecord,
+    DurabilityLevel, GetStatusResponse, Kind, LinkState, LinkStatus, NodeState, RebuildStatus,
+    Scope as ScopeRecord,
 };
 use tropism_client::{Client, Error};
 use tropism_crdt::Stamp;
@@ -123,13 +124,21 @@ fn screen(answers: &[Answer]) -> String {
         nodes.push(vec![
             node.region.clone(),
             node.id.clone(),
-            node_state(node.state()).to_owned(),
+            match &node.rebuild {
+                Some(rebuild) if node.state() == NodeState::Rebuilding => {
+                    format!("rebuilding {} %", rebuild.percent)
+                }
+                _ => node_state(node.state()).to_owned(),
+            },
             since(node.state_since_ms),
             engine,
             store.visible_keys.to_string(),
             size(store.bytes),
             endpoint.clone(),
         ]);
+        if let Some(rebuild) = &node.rebuild {
+            remarks.push(format!("{}: {}", node.id, rebuilding(rebuild, now_ms)));
+        }
         for link in &status.links {
             links.push(vec![
                 node.id.clone(),
@@ -181,6 +190,37 @@ fn screen(answers: &[Answer]) -> String {
     screen
 }
 
+/// What a store is filled for, by whom, and who is waited for.
+fn rebuilding(rebuild: &RebuildStatus, now_ms: u64) -> String {
+    let mut text = format!(
+        "its store is filled by its peers since {}: {}",
+        time(now_ms.saturating_sub(rebuild.since_ms)),
+        rebuild.reason
+    );
+    for (what, names) in [
+        ("have given everything", &rebuild.given_by),
+        ("are giving", &rebuild.waits_for),
+        ("were not met yet", &rebuild.away),
+    ] {
+        if !names.is_empty() {
+            text.push_str(&format!("; {} {what}", names.join(", ")));
+        }
+    }
+    if rebuild.waits_for.is_empty() && !rebuild.unvouched.is_empty() {
+        text.push_str(&format!(
+            "; for the scopes of {} a member is waited for that is whole itself",
+            rebuild.unvouched.join(", ")
+        ));
+    }
+    if rebuild.salvaged_read > 0 {
+        text.push_str(&format!(
+            "; {} changes were read of the store before, {} of them nobody else had",
+            rebuild.salvaged_read, rebuild.salvaged_taken
+        ));
+    }
+    text
+}
+
 /// How far the node is behind the peer: the age of the time up to which it has everything that the peer made.
 fn lag(link: &LinkStatus, now_ms: u64) -> String {
     match link.closed_stamp {
@@ -230,6 +270,12 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
     json!({
         "endpoint": endpoint, "id": node.id, "region": node.region, "state": node_state(node.state()),
         "state_since_ms": node.state_since_ms, "version": node.version, "uptime_ms": node.uptime_ms,
+        "rebuild": node.rebuild.as_ref().map(|rebuild| json!({
+            "reason": rebuild.reason, "since_ms": rebuild.since_ms, "percent": rebuild.percent,
+            "given_by": rebuild.given_by, "waits_for": rebuild.waits_for, "away": rebuild.away,
+            "unvouched": rebuild.unvouched, "salvaged_read": rebuild.salvaged_read,
+            "salvaged_taken": rebuild.salvaged_taken,
+        })),
         "cluster": node.cluster, "incarnation": node.incarnation, "origin": node.origin, "insecure": node.insecure,
         "store": {
             "engine": store.engine, "durable": store.durable, "store_id": hex(&store.store_id),
@@ -303,6 +349,7 @@ fn node_state(state: NodeState) -> &'static str {
         NodeState::Serving => "serving",
         NodeState::Fenced => "fenced",
         NodeState::Stopping => "stopping",
+        NodeState::Rebuilding => "rebuilding",
         NodeState::Unspecified => "unknown",
     }
 }

@@ -89,20 +89,25 @@ fn time(headers: &HeaderMap) -> Result<Duration, Problem> {
     Ok(from_proto::deadline(Some(named)))
 }
 
+/// Why clients are not served now, if they are not.
+type Unready = dyn Fn() -> Option<Problem> + Send + Sync;
+
 /// The bound that all services of a node share. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Gate {
     calls: Arc<Semaphore>,
     shed: Arc<AtomicU64>,
     closed: Arc<AtomicBool>,
+    unready: Arc<Unready>,
 }
 
 impl Gate {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(unready: impl Fn() -> Option<Problem> + Send + Sync + 'static) -> Self {
         Self {
             calls: Arc::new(Semaphore::new(CONCURRENT_CALLS)),
             shed: Arc::default(),
             closed: Arc::default(),
+            unready: Arc::new(unready),
         }
     }
 
@@ -111,7 +116,7 @@ impl Gate {
         CONCURRENT_CALLS - self.calls.available_permits()
     }
 
-    /// Lets nobody in any more, but for calls that are let in while the node stops.
+    /// Lets nobody in any more, but for calls that are always let in.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }
@@ -155,21 +160,21 @@ impl Gate {
 }
 
 /// A service behind the gate.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Admitted<S> {
     service: S,
     gate: Gate,
-    while_stopping: bool,
+    always: bool,
 }
 
 impl<S> Admitted<S> {
     pub(super) fn new(service: S, gate: Gate) -> Self {
-        Self { service, gate, while_stopping: false }
+        Self { service, gate, always: false }
     }
 
-    /// The same, let in also while the node stops.
-    pub(super) fn while_stopping(self) -> Self {
-        Self { while_stopping: true, ..self }
+    /// The same, let in also while the node stops, or is not ready for clients.
+    pub(super) fn always(self) -> Self {
+        Self { always: true, ..self }
     }
 }
 
@@ -193,8 +198,11 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        if self.gate.is_closed() && !self.while_stopping {
-            return Box::pin(ready(Ok(stopping().to_status().into_http())));
+        if !self.always {
+            let refused = if self.gate.is_closed() { Some(stopping()) } else { (self.gate.unready)() };
+            if let Some(problem) = refused {
+                return Box::pin(ready(Ok(problem.to_status().into_http())));
+            }
         }
         let (time, permit) = match self.gate.admit(request.headers()) {
             Ok(admitted) => admitted,
@@ -282,7 +290,7 @@ mod tests {
 
     #[test]
     fn metadata_and_calls_are_bounded_and_a_shed_call_learns_when_to_come_back() {
-        let gate = Gate::new();
+        let gate = Gate::new(|| None);
         assert!(
             gate.admit(&with("a", &[b'x'; 8 << 10])).is_err_and(|p| p.reason() == Reason::MetadataTooLarge)
         );

@@ -6,17 +6,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tonic::{Request, Response, Status, async_trait};
-use tropism_crdt::{MAX_OFFSET_MS, Stamp};
+use tropism_crdt::{MAX_OFFSET_MS, NodeId, Stamp};
 use tropism_placement::RegionName;
-use tropism_replica::LinkStatus;
 use tropism_replica::limits::{FENCE_OFFSET_MS, PENDING_BYTES, WAITING_WRITES};
+use tropism_replica::{LinkStatus, RebuildStatus};
 use tropism_storage::rows::STORE_FORMAT;
 use tropism_storage::{Reads, StoreError};
 use tropism_wire::error::echo;
 use tropism_wire::v1::cluster_service_server::ClusterService;
 use tropism_wire::{Problem, Reason, v1};
 
-use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, stopping, unreadable};
+use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, cause, stopping, unreadable};
 use crate::driver::{Published, wall_ms};
 use crate::traffic::Line;
 
@@ -155,6 +155,21 @@ impl Backlog {
     }
 }
 
+fn rebuild(rebuild: &RebuildStatus) -> v1::RebuildStatus {
+    let names = |nodes: &[NodeId]| nodes.iter().map(|node| node.as_str().to_owned()).collect();
+    v1::RebuildStatus {
+        reason: cause(&rebuild.cause),
+        since_ms: rebuild.since_ms,
+        percent: rebuild.percent.into(),
+        given_by: names(&rebuild.given_by),
+        waits_for: names(&rebuild.waits_for),
+        away: names(&rebuild.away),
+        unvouched: rebuild.unvouched.clone(),
+        salvaged_read: rebuild.salvaged.read,
+        salvaged_taken: rebuild.salvaged.taken,
+    }
+}
+
 /// The replica's caches and the store's.
 fn caches(published: &Published) -> Vec<v1::CacheStatus> {
     let caches = published.status.caches.iter().map(|cache| v1::CacheStatus {
@@ -225,6 +240,7 @@ impl Inner {
         let status = &published.status;
         let state = match &status.clock {
             _ if self.gate.is_closed() => v1::NodeState::Stopping,
+            _ if published.rebuild.is_some() => v1::NodeState::Rebuilding,
             _ if status.fenced => v1::NodeState::Fenced,
             Err(_) => v1::NodeState::WaitingForClock,
             Ok(()) => v1::NodeState::Serving,
@@ -242,6 +258,7 @@ impl Inner {
             incarnation: status.origin.incarnation,
             origin: status.origin.to_string(),
             insecure: self.insecure,
+            rebuild: published.rebuild.as_ref().map(rebuild),
         }
     }
 

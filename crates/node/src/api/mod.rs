@@ -18,8 +18,8 @@ use tonic::service::Routes;
 use tonic::{Extensions, Request};
 use tropism_crdt::NodeId;
 use tropism_placement::{RegionName, Regions, Rule, Rules, ScopeId, ScopeName, ShardId, shard_index};
-use tropism_replica::{Now, Peer};
-use tropism_storage::{Space, StagedKey, StoreError};
+use tropism_replica::{Now, Peer, RebuildStatus};
+use tropism_storage::{RebuildCause, RebuildRow, Space, StagedKey, StoreError};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
 use tropism_wire::v1::parked_service_server::ParkedServiceServer;
@@ -136,6 +136,8 @@ impl Api {
         let mut homes: BTreeMap<NodeId, RegionName> =
             config.peers.iter().map(|peer| (peer.node, peer.region.clone())).collect();
         homes.insert(config.node, config.region.clone());
+        let handle = config.handle.clone();
+        let unready = move || handle.published().rebuild.as_ref().map(rebuilding);
         let hub = Hub::new(config.handle.clone(), homes.clone(), config.watches, config.watch_buffer_bytes);
         Self(Arc::new(Inner {
             started: config.handle.time().now(),
@@ -154,7 +156,7 @@ impl Api {
             insecure: config.insecure,
             version: config.version,
             homes,
-            gate: Gate::new(),
+            gate: Gate::new(unready),
             scans: Arc::new(Semaphore::new(CONCURRENT_SCANS)),
             scans_refused: AtomicU64::new(0),
             backlogs: tokio::sync::Mutex::default(),
@@ -174,7 +176,12 @@ impl Api {
         Routes::new(Admitted::new(state, self.gate.clone()))
             .add_service(Admitted::new(scope, self.gate.clone()))
             .add_service(Admitted::new(parked, self.gate.clone()))
-            .add_service(Admitted::new(cluster, self.gate.clone()).while_stopping())
+            .add_service(Admitted::new(cluster, self.gate.clone()).always())
+    }
+
+    /// The way to the replica.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// The node stops: new calls are refused, but for those about the cluster, and watches end with their resume tokens.
@@ -239,6 +246,11 @@ impl Inner {
         };
         if !rule.regions.contains(&self.region) {
             return Err(not_served(&name, &self.region, &rule.regions));
+        }
+        if rule.regions.len() == 1
+            && let Some(lost) = &self.handle.published().lost
+        {
+            return Err(store_lost(&name, &self.region, lost));
         }
         Ok(Served { id: ScopeId { name, incarnation: 0 }, rule })
     }
@@ -364,6 +376,39 @@ impl Inner {
             Ok(()) => self.seal.token(&token),
             Err(_) => bytes, // a node that cannot read its log has other worries, and the token is right
         }
+    }
+}
+
+/// The store is being filled: clients go elsewhere.
+fn rebuilding(rebuild: &RebuildStatus) -> Problem {
+    let why = cause(&rebuild.cause);
+    let message = format!(
+        "this node's store is being filled by its peers ({} %): {why}; it serves nobody before that is over; use another \
+         region meanwhile",
+        rebuild.percent
+    );
+    Problem::unavailable(Reason::NotReady, Duration::from_secs(1), message)
+        .with("percent", rebuild.percent.to_string())
+}
+
+/// Nobody could give back what this region alone held.
+fn store_lost(scope: &ScopeName, region: &RegionName, lost: &RebuildRow) -> Problem {
+    let message = format!(
+        "scope \"{scope}\" was held by region {region} alone, and its store is gone ({}), so nobody could fill it again; \
+         put the store back, or start the node once with --accept-loss to go on without what was there",
+        cause(&lost.cause)
+    );
+    Problem::data_loss(Reason::StoreLost, message).at("scope")
+}
+
+/// Why a store has to be filled, in words.
+pub(crate) fn cause(cause: &RebuildCause) -> String {
+    match cause {
+        RebuildCause::New => "it is new".to_owned(),
+        RebuildCause::Replaces { seen_by } => {
+            format!("it is new, and {seen_by} has seen an earlier one of this node")
+        }
+        RebuildCause::SetAside { reason } => format!("the one before was set aside: {reason}"),
     }
 }
 

@@ -508,6 +508,7 @@ fn refused(error: CallError, patch: &str) -> Problem {
         }
         WriteError::Clock(error) => clock_refused(&error),
         WriteError::Fenced => fenced(),
+        WriteError::Rebuilding => Problem::unavailable(Reason::NotReady, LATER, message),
         WriteError::Exists { version } => Problem::failed_precondition(Reason::KeyExists, message)
             .at("if_absent")
             .with_bytes(VERSION, &version),

@@ -19,6 +19,8 @@ use tropism_wire::{Problem, Reason};
 use super::*;
 use crate::config::NodeConfig;
 
+mod rebuild;
+
 const REGIONS: &str = r#"
 region = [{ name = "here", place = "Here" }, { name = "there", place = "There" }]
 rtt = [{ between = ["here", "there"], ms = 10 }]
@@ -62,7 +64,9 @@ impl Served {
         fs::write(path("node.toml"), config).unwrap();
         let checked = NodeConfig::check(&path("node.toml")).unwrap();
         let (stop, stopped) = watch::channel(false);
-        let node = tokio::task::spawn_blocking(move || run(checked, "test".into(), stopped));
+        let node = tokio::task::spawn_blocking(move || {
+            run(checked, Start { accept_loss: true, ..Start::default() }, stopped)
+        });
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         let served = Self { channel, stop, node, _directory: directory };
         while served.health().await.is_err() {

@@ -6,8 +6,8 @@ use tropism_crdt::json::{JsonLimits, parse};
 use tropism_crdt::{ExpiryChange, NodeId};
 use tropism_placement::{RegionName, Regions, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Event, Frame, FrameBody, Hello, Identity, Input, Now, Output, Peer, Replica, Status, Write, WriteDone,
-    WriteError, WriteOp,
+    Event, Frame, FrameBody, Hello, Identity, Input, Now, Opening, Output, Peer, Replica, SetAside, Status,
+    Write, WriteDone, WriteError, WriteOp,
 };
 use tropism_storage::{Batch, Engine, MemoryEngine, Reads, Space, Store, StoreKey, ValueRow};
 
@@ -63,6 +63,9 @@ pub(crate) struct Cluster {
     /// Keys whose states arrived anywhere, with shards that came as a whole.
     pub(crate) states: Vec<String>,
     parts: usize,
+    /// How the next store came to be, and what can be read of the one before.
+    opening: Opening,
+    aside: Option<Store>,
     pub(crate) settings: Settings,
     pub(crate) ticket: u64,
 }
@@ -102,7 +105,16 @@ impl Cluster {
             let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
             boot(now, identity(now, node, count, settings), store)
         };
-        Self { nodes: (0..count).map(boot).collect(), now, states: Vec::new(), parts: 0, settings, ticket: 0 }
+        Self {
+            nodes: (0..count).map(boot).collect(),
+            now,
+            states: Vec::new(),
+            parts: 0,
+            opening: served_at_once(),
+            aside: None,
+            settings,
+            ticket: 0,
+        }
     }
 
     /// The time at a node.
@@ -137,9 +149,37 @@ impl Cluster {
         self.start(at, store);
     }
 
+    /// The node begins with an empty store, to be filled by its peers: its disk is gone, or its store is set aside for a
+    /// reason.
+    pub(crate) fn lose_store(&mut self, at: usize, set_aside: Option<&str>) {
+        self.aside = set_aside.map(|_| self.copy_of(at));
+        let set_aside = set_aside.map(str::to_owned);
+        self.opening = Opening { salvage: set_aside.is_some(), set_aside, accept_loss: false };
+        self.replace(at, Some(Store::open(Box::new(MemoryEngine::new())).unwrap()));
+    }
+
+    /// Gives a node that asks for it what can be read of the store that was set aside.
+    fn salvage(&mut self, at: usize) {
+        let status = self.nodes[at].replica.rebuild_status(self.now_of(at));
+        if !status.is_some_and(|status| status.salvages) {
+            return;
+        }
+        let Some(aside) = self.aside.take() else { return };
+        let mut rows = SetAside::new(aside.snapshot());
+        loop {
+            let batch = rows.next_batch();
+            let all = batch.is_empty();
+            self.turn(at, Input::Salvage(batch));
+            if all {
+                return;
+            }
+        }
+    }
+
     fn start(&mut self, at: usize, store: Store) {
         let now = self.now_of(at);
-        let identity = identity(now, at, self.nodes.len(), self.settings);
+        let opening = std::mem::replace(&mut self.opening, served_at_once());
+        let identity = Identity { opening, ..identity(now, at, self.nodes.len(), self.settings) };
         let offset_ms = self.nodes[at].offset_ms;
         self.nodes[at] = Node { offset_ms, ..boot(now, identity, store) };
     }
@@ -216,6 +256,7 @@ impl Cluster {
             for at in 0..self.nodes.len() {
                 if !self.nodes[at].down {
                     self.turn(at, Input::Tick);
+                    self.salvage(at);
                 }
             }
             self.settle_without(&lost);
@@ -344,6 +385,7 @@ pub(crate) fn identity(now: Now, node: usize, count: usize, settings: Settings) 
         region: names[node].clone(),
         boot_random: now.mono_us,
         new_store_id: u128::from(now.mono_us) * 4 + node as u128,
+        opening: served_at_once(),
         peers: peers.map(|peer| Peer { node: id(peer), region: names[peer].clone() }).collect(),
         rules: regions.rules().clone(),
         cache_bytes: 1 << 20,
@@ -355,6 +397,11 @@ pub(crate) fn identity(now: Now, node: usize, count: usize, settings: Settings) 
         log_cap_bytes: u64::MAX,
         log_keep_bytes: KEEP_BYTES,
     }
+}
+
+/// Scenarios that are not about an empty store do not wait for it to be filled.
+fn served_at_once() -> Opening {
+    Opening { accept_loss: true, ..Opening::default() }
 }
 
 fn regions(count: usize) -> Regions {

@@ -16,7 +16,8 @@
 //! deliver 3 parts                          carries frames until three parts of shards have arrived
 //! wait 2s                                  time passes, and frames are carried
 //! cut a b   |   heal a b                   a connection
-//! crash a   |   start a [empty|copy]       a process: on what was durable, on an empty store, on what `copy` made
+//! crash a   |   start a [empty|lost|aside|copy]   a process: on what was durable; on an empty store that is served as it is,
+//!                                          that peers fill first, for which the one before is set aside; on what `copy` made
 //! copy a                                   of its store
 //! clock a 3d   |   clock a 0s              how far its wall clock is ahead
 //! show SCOPE KEY                           at every member
@@ -147,6 +148,8 @@ impl Stage {
                 let empty = Store::open(Box::new(MemoryEngine::new())).unwrap();
                 self.cluster.replace(node(at), Some(empty));
             }
+            ["start", at, "lost"] => self.cluster.lose_store(node(at), None),
+            ["start", at, "aside"] => self.cluster.lose_store(node(at), Some("damaged")),
             ["start", at, "copy"] => {
                 let copy = self.copies.remove(&node(at));
                 assert!(copy.is_some(), "{place}: there is no copy");
@@ -376,6 +379,12 @@ fn said_of(event: &Event) -> Option<String> {
         Event::Owes(to) => format!("has no log for {}", who(to)),
         Event::Quit(to) => format!("owes {} nothing any more", who(to)),
         Event::Parked { reason } => format!("parks a key: {reason}"),
+        Event::Rebuilding { seen_by } => format!("had another store, says {}", who(seen_by)),
+        Event::Rebuilt { salvaged, .. } if salvaged.read > 0 => format!(
+            "is filled; of {} changes of the store before nobody else had {}, and {} could not be applied",
+            salvaged.read, salvaged.taken, salvaged.left
+        ),
+        Event::Rebuilt { .. } => "is filled".into(),
         Event::Short { by, .. } => format!("is short, says {}", who(by)),
         Event::DigestsDiffer { peer, .. } => format!("has another digest than {}", who(peer)),
         _ => return None,

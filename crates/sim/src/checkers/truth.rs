@@ -266,6 +266,7 @@ impl Truth {
         let view = &mut self.nodes[node];
         view.vectors.entry(key.shard).or_default().raise(key.origin, key.seq);
         view.logged.push((commit, key));
+        self.lost.remove(&key); // it came back
     }
 
     /// Counts everything of an origin up to a change in a node's vectors; says what that was.

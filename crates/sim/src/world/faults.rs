@@ -164,9 +164,12 @@ impl World {
                 if !self.checkers.truth.rotten.is_empty() {
                     return self.cover("a store was not lost, for a row had rotted elsewhere");
                 }
-                if kind == FaultKind::LostStore {
-                    self.lose_store(a);
+                if kind == FaultKind::LostStore && self.rng.chance(50) {
+                    self.lose_store(a, None);
                     ("fault: store lost", Mend::Start(a))
+                } else if kind == FaultKind::LostStore {
+                    self.damage_store(a);
+                    ("fault: store damaged", Mend::Start(a))
                 } else if self.put_back_old_copy(a) {
                     ("fault: old copy", Mend::Start(a))
                 } else {

@@ -221,7 +221,7 @@ impl World {
     fn all_equal(&mut self) -> bool {
         for node in &self.nodes {
             let merging = node.running.as_ref().is_none_or(|(_, replica)| !replica.settling().is_empty());
-            if node.syncing || merging || node.catching_up.is_some() {
+            if node.syncing || merging || node.is_filling() {
                 return false;
             }
         }

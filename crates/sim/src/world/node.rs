@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tropism_crdt::{NodeId, Vector};
+use tropism_crdt::NodeId;
 use tropism_placement::{RegionName, ShardId};
-use tropism_replica::{DigestKey, Event, Identity, Input, Output, Peer, Replica, Status};
-use tropism_storage::{NodeKey, PeerRow, Reads, Space, Store, View};
+use tropism_replica::{DigestKey, Event, Identity, Input, Opening, Output, Peer, Replica, SetAside, Status};
+use tropism_storage::{Engine, NodeKey, PeerRow, Reads, RebuildCause, Space, Store, View};
 
 use super::{Mend, What, World};
 use crate::checkers::{Fact, NodeView, Promise};
@@ -42,6 +42,7 @@ pub(super) struct Node {
     /// As it was when the turn ended that is being synced: what it says may be looked at when that is durable.
     pub(super) status: Option<Status>,
     settling: Vec<ShardId>,
+    open: bool,
     pub(super) turn_at: Option<u64>,
     pub(super) paused: bool,
     pub(super) sync_us: (u64, u64),
@@ -52,8 +53,9 @@ pub(super) struct Node {
     backup: Option<Backup>,
     /// It runs on an old copy: what its peers know of it.
     old_copy: Option<OldCopy>,
-    /// It began with an empty store in place of one that is gone, and lacks some of this: its operator keeps clients away.
-    pub(super) catching_up: Option<BTreeMap<ShardId, Vector>>,
+    /// How its store came to be, and the one that was set aside.
+    opening: Opening,
+    aside: Option<SimDisk>,
 }
 
 /// What clients are shown.
@@ -62,6 +64,8 @@ pub(super) struct Published {
     pub(super) head: u64,
     pub(super) stable_commit: u64,
     pub(super) settling: Vec<ShardId>,
+    /// Whether clients are served.
+    pub(super) open: bool,
 }
 
 struct Backup {
@@ -93,6 +97,7 @@ impl Node {
             linked: BTreeMap::new(),
             met: Vec::new(),
             settling: Vec::new(),
+            open: false,
             syncing: false,
             gathered: false,
             status: None,
@@ -104,7 +109,8 @@ impl Node {
             mono_base_us: rng.between(1, 1_000_000_000),
             backup: None,
             old_copy: None,
-            catching_up: None,
+            opening: Opening::default(),
+            aside: None,
         }
     }
 
@@ -113,9 +119,14 @@ impl Node {
         self.old_copy.is_some()
     }
 
-    /// Whether its operator lets clients come.
+    /// Whether it serves clients, and its operator lets them come.
     pub(super) fn is_open(&self) -> bool {
-        self.running.is_some() && self.old_copy.is_none() && self.catching_up.is_none()
+        self.old_copy.is_none() && self.published.as_ref().is_some_and(|published| published.open)
+    }
+
+    /// Whether its store is being filled by its peers, or it is away.
+    pub(super) fn is_filling(&self) -> bool {
+        !self.published.as_ref().is_some_and(|published| published.open)
     }
 
     /// In the end an old copy was recognised, unless who knew lost its own store.
@@ -141,6 +152,7 @@ impl World {
                 .map(|node| Peer { node: node.id, region: node.region.clone() })
                 .collect(),
             rules: self.config.rules.clone(),
+            opening: self.nodes[at].opening.clone(),
             digest_key: DigestKey(*b"of the simulator"),
             cache_bytes: self.config.cache_bytes,
             log_keep_ms: self.config.log_keep_ms,
@@ -178,7 +190,8 @@ impl World {
         self.journal.note(self.now_us, at, || format!("starts as {} from commit {found}", replica.origin()));
         let (head, stable_commit) = (store.head().commit, replica.stable_commit());
         let (snapshot, settling) = (store.snapshot(), replica.settling());
-        node.published = Some(Published { snapshot, head, stable_commit, settling });
+        let open = replica.rebuild_status(now).is_none();
+        node.published = Some(Published { snapshot, head, stable_commit, settling, open });
         node.running = Some((store, replica));
         node.life += 1;
         node.syncing = false;
@@ -245,32 +258,36 @@ impl World {
         true
     }
 
-    /// A node loses its store, and begins with an empty one.
-    pub(super) fn lose_store(&mut self, at: usize) {
+    /// A node loses its store, and begins with an empty one; where that has a reason, it was set aside, and can be read.
+    pub(super) fn lose_store(&mut self, at: usize, set_aside: Option<&str>) {
         self.crash(at);
         self.checkers.truth.replace(at, None);
-        let mut goals: BTreeMap<ShardId, Vector> = BTreeMap::new();
-        for (peer, view) in self.checkers.truth.nodes.iter().enumerate().filter(|(peer, _)| *peer != at) {
-            let copy = &mut self.nodes[peer].old_copy;
-            if let Some(copy) = copy.as_mut().filter(|copy| copy.known_by == at) {
-                copy.peer_lost = true;
-            }
-            for (shard, vector) in &view.durable {
-                let goal = goals.entry(*shard).or_default();
-                vector.iter().for_each(|(origin, seq)| goal.raise(*origin, seq));
-            }
+        for copy in self.nodes.iter_mut().filter_map(|node| node.old_copy.as_mut()) {
+            copy.peer_lost |= copy.known_by == at;
         }
-        let truth = &self.checkers.truth;
-        goals.retain(|shard, _| truth.members(shard).any(|member| member == at));
         let node = &mut self.nodes[at];
-        (node.disk, node.backup, node.old_copy) = (SimDisk::new(), None, None);
+        let aside = std::mem::replace(&mut node.disk, SimDisk::new());
+        (node.backup, node.old_copy) = (None, None);
+        node.opening = Opening {
+            set_aside: set_aside.map(str::to_owned),
+            salvage: set_aside.is_some(),
+            accept_loss: false,
+        };
+        node.aside = set_aside.map(|_| aside);
         for other in &mut self.nodes {
             other.meeting.retain(|(peer, _)| *peer != at); // that was the store before
             other.met.retain(|peer| *peer != at);
         }
-        let node = &mut self.nodes[at];
-        node.catching_up = Some(goals);
-        self.journal.note(self.now_us, at, || "its store is gone".into());
+        self.journal.note(self.now_us, at, || format!("its store is gone: {set_aside:?}"));
+    }
+
+    /// A node finds its store damaged and sets it aside: some of its log cannot be read.
+    pub(super) fn damage_store(&mut self, at: usize) {
+        self.crash(at);
+        let lost = self.rng.between(0, 20);
+        let rng = &mut self.rng;
+        self.nodes[at].disk.lose_log_rows(|| rng.chance(lost));
+        self.lose_store(at, Some("damaged"));
     }
 
     /// A node gets an old copy of its store; says whether there is one that a peer can recognise.
@@ -352,6 +369,7 @@ impl World {
         }
         node.status = Some(replica.status(now));
         node.settling = replica.settling();
+        node.open = replica.rebuild_status(now).is_none();
         // What this turn's status says is said in the knowledge of whom it met.
         let met = std::mem::take(&mut node.met);
         for peer in met {
@@ -431,23 +449,16 @@ impl World {
         let Some(status) = node.status.take() else { return };
         let (head, stable_commit) = (store.head().commit, status.stable_commit);
         let (snapshot, settling) = (store.snapshot(), std::mem::take(&mut node.settling));
-        node.published = Some(Published { snapshot, head, stable_commit, settling });
+        node.published = Some(Published { snapshot, head, stable_commit, settling, open: node.open });
         let view = &self.checkers.truth.nodes[at];
         if node.backup.is_none() && node.old_copy.is_none() && self.rng.chance(2) {
             let (disk, view) = (node.disk.copy(), view.clone());
             node.backup = Some(Backup { made_us: self.now_us, commit: head, disk, view });
         }
-        let reached = |goals: &BTreeMap<ShardId, Vector>| {
-            goals.iter().all(|(shard, goal)| view.durable.get(shard).is_some_and(|v| v.dominates(goal)))
-        };
-        let caught_up = node.catching_up.as_ref().is_some_and(reached);
-        if caught_up {
-            node.catching_up = None;
-        }
         let deadline = replica.next_deadline(now).saturating_sub(now.mono_us).max(200);
         let busy = node.gathered || !node.inbox.is_empty();
-        if caught_up {
-            self.cover("an empty store was filled by the peers");
+        if status.rebuild.is_some_and(|rebuild| rebuild.salvages) {
+            self.salvage(at);
         }
         for link in &status.links {
             if let (Some(closed), Some(peer)) = (link.closed, self.number(link.peer.node)) {
@@ -555,19 +566,49 @@ impl World {
                 return self.checkers.violated(Promise::Convergence, vec![at], text);
             }
             Event::Rotted { .. } | Event::DigestsDiffer { .. } => "a hostile change made digests differ",
+            Event::Rebuilding { .. } => "a node learnt that it had another store",
+            Event::Rebuilt { cause, salvaged, .. } => {
+                self.nodes[at].opening = Opening::default();
+                self.nodes[at].aside = None;
+                if salvaged.taken > 0 {
+                    self.cover("what only a store had that was set aside came back");
+                }
+                if salvaged.left > 0 {
+                    self.cover("what could not be applied of a store that was set aside was left");
+                }
+                match cause {
+                    RebuildCause::New => "a new store was filled by the peers",
+                    RebuildCause::Replaces { .. } => "a store that was lost was filled by the peers",
+                    RebuildCause::SetAside { .. } => "a store that was set aside was filled by the peers",
+                }
+            }
             Event::Short { by, reason } => return self.short(at, by, &reason),
         };
         self.cover(what);
     }
 
-    /// A peer says that a node's store is an old copy. Its operator sets it aside.
+    /// Gives a node what can be read of the store that was set aside.
+    fn salvage(&mut self, at: usize) {
+        let Some(aside) = self.nodes[at].aside.clone() else { return };
+        let mut rows = SetAside::new(aside.snapshot());
+        loop {
+            let batch = rows.next_batch();
+            let all = batch.is_empty();
+            self.input(at, Input::Salvage(batch));
+            if all {
+                return;
+            }
+        }
+    }
+
+    /// A peer says that a node's store is an old copy. The node sets it aside.
     fn short(&mut self, at: usize, by: NodeId, reason: &str) {
         if self.nodes[at].old_copy.is_none() {
             let text = format!("n{at} is short, says {by}: {reason}");
             return self.checkers.violated(Promise::Service, vec![at], text);
         }
         self.cover("an old copy of a store was recognised");
-        self.lose_store(at);
+        self.lose_store(at, Some(reason));
         let pause = self.rng.between(10_000, 2_000_000);
         self.schedule(pause, What::Mend(Mend::Start(at)));
     }

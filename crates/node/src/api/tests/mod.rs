@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Status};
 use tropism_crdt::{NodeId, Origin};
 use tropism_placement::{RegionName, Regions, ScopeId, ScopeName, ShardId};
-use tropism_replica::{Identity, Peer};
+use tropism_replica::{Identity, Opening, Peer};
 use tropism_storage::{MemoryEngine, Space, Store};
 use tropism_wire::v1::state_service_client::StateServiceClient;
 use tropism_wire::{Problem, v1};
@@ -109,6 +109,7 @@ impl World {
             region: region("here"),
             boot_random: 1,
             new_store_id: 2,
+            opening: Opening { accept_loss: true, ..Opening::default() },
             peers: peers.clone(),
             rules: regions.rules().clone(),
             cache_bytes: 64 << 20,

@@ -67,6 +67,7 @@ async fn receive(world: &World, changes: &[Change]) {
         store_id: 9,
         head: Default::default(),
         saw_you: None,
+        replaced: false,
     };
     let (frames, _kept) = tokio::sync::mpsc::channel(1_000);
     world.handle.link_up(hello, 1, frames).await;
