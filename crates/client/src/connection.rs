@@ -120,7 +120,7 @@ impl Nodes {
         let deadline = Instant::now() + time;
         let mut at = self.current.load(Ordering::Relaxed);
         let mut failures = Vec::new();
-        let mut refusal = None;
+        let mut refusal: Option<Problem> = None;
         let mut pause = FIRST_PAUSE;
         // A write was sent whose answer was lost: from now on only that node can say what became of it.
         let mut unsettled = false;
@@ -132,17 +132,21 @@ impl Nodes {
             }
             let answer = timeout_at(deadline, send(node.channel.clone(), attempt)).await;
             let effect = if nature == Nature::Write { Effect::Unknown } else { Effect::None };
-            let timed_out = || Error::TimedOut { endpoint: node.endpoint.clone(), timeout: time, effect };
+            // What another node said of why it did not answer says more than that this one did not.
+            let timed_out = |refusal: &Option<Problem>| match refusal {
+                Some(problem) if effect == Effect::None => Error::Refused(problem.clone()),
+                _ => Error::TimedOut { endpoint: node.endpoint.clone(), timeout: time, effect },
+            };
             let status = match answer {
                 Ok(Ok(answer)) => {
                     self.current.store(at, Ordering::Relaxed);
                     return Ok(answer.into_inner());
                 }
                 Ok(Err(status)) => status,
-                Err(_) => return Err(timed_out()),
+                Err(_) => return Err(timed_out(&refusal)),
             };
             if Problem::from_status(&status).is_none() && Instant::now() >= deadline {
-                return Err(timed_out()); // the transport has a timer of its own
+                return Err(timed_out(&refusal)); // the transport has a timer of its own
             }
             match after(&status, nature, unsettled) {
                 Next::Stop => return Err(Error::from_status(&node.endpoint, &status, effect)),

@@ -208,7 +208,7 @@ fn rebuilding(rebuild: &RebuildStatus, now_ms: u64) -> String {
     }
     if rebuild.waits_for.is_empty() && !rebuild.unvouched.is_empty() {
         text.push_str(&format!(
-            "; for the scopes of {} a member is waited for that is whole itself",
+            "; of those that are whole nobody was met who holds the scopes of {}",
             rebuild.unvouched.join(", ")
         ));
     }
