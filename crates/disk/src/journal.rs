@@ -28,13 +28,27 @@ const NODE_KEYSPACE: u64 = Space::Node as u64 + 1;
 /// The smallest unit a disk writes whole, in bytes: what never reached the disk is zeros from such a boundary on.
 const SECTOR: usize = 512;
 
-/// Why a journal cannot be trusted.
+/// Why a store's files cannot be trusted.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// It could not be read.
+    /// One could not be read.
     Io { path: PathBuf, source: io::Error },
-    /// It is not what was written.
+    /// One is not what was written, or missing.
     Damaged(String),
+}
+
+impl Fault {
+    /// What it means that a file cannot be read: one that is missing or too short is damage.
+    pub(crate) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Self::Damaged(format!("{path:?} is missing"))
+            }
+            io::ErrorKind::UnexpectedEof => Self::Damaged(format!("{path:?} is too short")),
+            _ => Self::Io { path, source },
+        }
+    }
 }
 
 /// A journal that may be opened, once its tear is cut.
@@ -60,13 +74,9 @@ pub(crate) struct Tear {
 /// Reads all journal files of a store, changing nothing. Holds one file in memory at a time: about 64 MiB, at which
 /// fjall begins the next, and at most the memtables more.
 pub(crate) fn check(store: &Path, witness: Option<Head>) -> Result<Checked, Fault> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Fault::Io { path, source }
-    };
     let mut files = Vec::new();
-    for entry in fs::read_dir(store).map_err(unreadable(store))? {
-        let path = entry.map_err(unreadable(store))?.path();
+    for entry in fs::read_dir(store).map_err(Fault::reading(store))? {
+        let path = entry.map_err(Fault::reading(store))?.path();
         if path.extension().is_some_and(|extension| extension == "jnl") {
             let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
             files.push((number.ok_or_else(|| Fault::Damaged(format!("{path:?} is no journal")))?, path));
@@ -83,7 +93,7 @@ pub(crate) fn check(store: &Path, witness: Option<Head>) -> Result<Checked, Faul
 
     let mut chain = Chain { seqno: None, head: None, witness };
     for (number, path) in files {
-        let bytes = fs::read(&path).map_err(unreadable(&path))?;
+        let bytes = fs::read(&path).map_err(Fault::reading(&path))?;
         let Some(stop) = walk(&bytes, &mut chain).map_err(|reason| damaged(number, &reason, chain.head))?
         else {
             continue;
