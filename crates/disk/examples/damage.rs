@@ -25,6 +25,9 @@ fn release_count(class: Class) -> u64 {
     }
 }
 
+/// States that turned out wrong and are told, of each class.
+const SHOWN: usize = 20;
+
 const USAGE: &str = "damage [--class NAME] [--count STATES] [--seed FIRST]\n\
     classes: killed, torn, journal, tables, old-copy, full, failing; without one, all of them";
 
@@ -86,7 +89,7 @@ fn print(report: &Report) {
         report.seed,
         kinds.join(", ")
     );
-    for problem in &report.wrong {
+    for problem in report.wrong.iter().take(SHOWN) {
         println!("  wrong: {problem}");
     }
 }

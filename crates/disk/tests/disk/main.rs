@@ -3,6 +3,7 @@
 
 mod damage;
 mod engine;
+mod foreign;
 mod opening;
 mod support;
 mod witness;

@@ -92,9 +92,8 @@ fn went_wrong(told: &Told) -> Option<Outcome> {
     match (&told.failed, told.ended) {
         (None, true) => {}
         (Some(problem), _) => {
-            let told = ADVICE.iter().any(|advice| problem.contains(advice));
-            let doing = DOING.iter().any(|doing| problem.contains(doing));
-            if !(told && doing) && !problem.starts_with("witness") {
+            let says = |words: &[&str]| words.iter().any(|word| problem.contains(word));
+            if !says(&["witness: "]) && (!says(&DOING) || !says(&ADVICE)) {
                 return wrong("says too little");
             }
         }

@@ -81,9 +81,9 @@ impl Judge<'_> {
 
     /// A store that could not read a row, and maybe goes on: it says what is damaged when it is opened again.
     fn found_again(&mut self, dir: &Path, engine: DiskEngine, witness: Witness, head: Head) -> Outcome {
-        if self.further > 0
-            && let Outcome::Wrong(what) = self.go_on(dir, engine, witness, head)
-        {
+        if self.further == 0 {
+            drop((engine, witness));
+        } else if let Outcome::Wrong(what) = self.go_on(dir, engine, witness, head) {
             return Outcome::Wrong(what);
         }
         match open(dir, self.options) {
