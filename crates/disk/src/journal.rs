@@ -60,7 +60,7 @@ pub(crate) struct Checked {
     pub(crate) tear: Option<Tear>,
 }
 
-/// The torn end of the newest journal file.
+/// The torn end of the newest journal file that is in use.
 #[derive(Debug)]
 pub(crate) struct Tear {
     /// The file.
@@ -83,22 +83,24 @@ pub(crate) fn check(store: &Path, witness: Option<Head>) -> Result<Checked, Faul
         }
     }
     files.sort();
-    let Some((newest, _)) = files.last().cloned() else {
+    if files.is_empty() {
         return Err(Fault::Damaged("its journal is missing".into()));
-    };
+    }
     // fjall removes the oldest first and makes the next number.
     if let Some(pair) = files.windows(2).find(|pair| pair[0].0 + 1 != pair[1].0) {
         return Err(Fault::Damaged(format!("its journal {} is missing", pair[0].0 + 1)));
     }
 
     let mut chain = Chain { seqno: None, head: None, witness };
-    for (number, path) in files {
+    for (number, path) in &files {
+        let (number, path) = (*number, path.clone());
         let bytes = fs::read(&path).map_err(Fault::reading(&path))?;
         let Some(stop) = walk(&bytes, &mut chain).map_err(|reason| damaged(number, &reason, chain.head))?
         else {
             continue;
         };
-        if number < newest || !stop.torn {
+        let later = files.iter().filter(|(other, _)| *other > number);
+        if !stop.torn || !are_unused(later.map(|(_, path)| path))? {
             let reason = format!("{} at byte {}", stop.reason, stop.at);
             return Err(damaged(number, &reason, chain.head));
         }
@@ -112,6 +114,12 @@ pub(crate) fn check(store: &Path, witness: Option<Head>) -> Result<Checked, Faul
 fn damaged(number: u64, reason: &str, head: Option<Head>) -> Fault {
     let behind = head.map_or_else(String::new, |head| format!(", behind commit {}", head.commit));
     Fault::Damaged(format!("journal {number}: {reason}{behind}"))
+}
+
+/// Whether files hold nothing. A disk without room for the journal that comes next leaves a file without a batch, and the
+/// journal before may be torn then.
+fn are_unused<'a>(mut files: impl Iterator<Item = &'a PathBuf>) -> Result<bool, Fault> {
+    files.try_fold(true, |unused, path| Ok(unused && is_zero(&fs::read(path).map_err(Fault::reading(path))?)))
 }
 
 /// How far the batches have come.

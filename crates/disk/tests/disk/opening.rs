@@ -9,7 +9,7 @@ use tropism_disk::{DiskOptions, OpenError, open};
 use tropism_storage::{Head, Space, Store, View};
 
 use crate::support::content::{
-    Random, all_rows, directory, head_of, journal_only, log_key, options, origin, value_key,
+    Random, all_rows, directory, go_on, head_of, journal_only, log_key, model, options, origin, value_key,
 };
 use crate::support::harm::{
     STORE, TORN_TAIL, WITNESS, copy_of, files, flip, journals, newest_journal, used, zero,
@@ -22,6 +22,28 @@ pub(crate) fn refusal(dir: &Path) -> OpenError {
     match open(dir, &options()) {
         Ok((engine, _)) => panic!("opened at {:?}", head_of(&engine)),
         Err(error) => error,
+    }
+}
+
+#[test]
+fn a_journal_for_which_there_was_no_room_leaves_the_one_before_the_newest() {
+    let whole = directory(&journal_only(), 20, 5);
+    let journal = newest_journal(whole.path());
+    let used = used(&journal);
+    for next_len in [0, 64 << 20] {
+        let dir = copy_of(&whole);
+        let journal = newest_journal(dir.path());
+        zero(&journal, used - 10, used);
+        let next = journal.with_file_name("1.jnl");
+        fs::File::create_new(&next).unwrap().set_len(next_len).unwrap();
+        let (engine, _) = open(dir.path(), &journal_only()).unwrap();
+        assert_eq!(head_of(&engine).unwrap().commit, 24);
+        assert!(engine.cut_bytes() > 0);
+        drop(engine);
+        go_on(dir.path(), &journal_only(), 30);
+        let (engine, _) = open(dir.path(), &journal_only()).unwrap();
+        assert_eq!(all_rows(&engine), all_rows(model(30).snapshot().as_ref()));
+        assert_eq!(engine.cut_bytes(), 0);
     }
 }
 
