@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::engine::{DiskEngine, DiskOptions};
-use crate::{STORE, TORN_TAIL, WITNESS, lock, sync_dir};
+use crate::{STORE, SUSPECT, TORN_TAIL, WITNESS, lock, sync_dir};
 
 /// Beginning of the names of directories that hold a store set aside; the Unix time in ms follows.
 const ASIDE: &str = "set-aside-";
@@ -32,7 +32,7 @@ impl Aside {
         let lock = lock(&self.dir).ok()?;
         // The engine was not made for files that are not its own; what it does not survive is not to be read.
         let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            DiskEngine::open(&self.dir.join(STORE), options, lock, 0)
+            DiskEngine::open(&self.dir.join(STORE), options, lock, &self.dir.join(SUSPECT), 0)
         }));
         opened.ok()?.ok()
     }
@@ -50,7 +50,7 @@ pub fn set_aside(dir: &Path, wall_ms: u64, reason: &str) -> io::Result<Aside> {
     fs::create_dir_all(&aside.dir)?;
     fs::write(aside.dir.join(REASON), reason)?;
     // The store last: as long as it is there, a start finds it damaged again.
-    for name in [TORN_TAIL, WITNESS, STORE] {
+    for name in [TORN_TAIL, SUSPECT, WITNESS, STORE] {
         match fs::rename(dir.join(name), aside.dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -1,9 +1,9 @@
 //! The engine on fjall: one key space per [`Space`], a commit is one batch over all of them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -42,10 +42,15 @@ impl Default for DiskOptions {
     }
 }
 
+/// Bytes written to find out whether anything can be: more than a disk keeps back for small files.
+const TRIED_BYTES: usize = 1 << 20;
+
 /// The key spaces and what must outlive them: fields are dropped in this order.
 struct Spaces {
     keyspaces: [Keyspace; Space::ALL.len()],
     database: Database,
+    /// Made when something may be damaged; see [`Spaces::failed`].
+    suspect: PathBuf,
     _lock: File,
 }
 
@@ -73,19 +78,12 @@ pub(crate) enum Refusal {
 
 impl From<fjall::Error> for Refusal {
     fn from(error: fjall::Error) -> Self {
-        use io::ErrorKind::{InvalidData, InvalidInput, NotFound, Other, UnexpectedEof};
         let source = match error {
             fjall::Error::Locked => return Self::Locked,
             fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => source,
             other => return Self::Damaged(other.to_string()),
         };
-        match source.kind() {
-            // Missing and short files and offsets that cannot be are damage; a full disk or a denied permission is not.
-            InvalidData | InvalidInput | NotFound | Other | UnexpectedEof => {
-                Self::Damaged(source.to_string())
-            }
-            _ => Self::Io(source),
-        }
+        if is_damage(source.kind()) { Self::Damaged(source.to_string()) } else { Self::Io(source) }
     }
 }
 
@@ -125,11 +123,13 @@ pub(crate) fn make(path: &Path, options: &DiskOptions) -> io::Result<()> {
 }
 
 impl DiskEngine {
-    /// Opens a store that was verified. `lock` is held as long as anything reads the store.
+    /// Opens a store that was verified. `lock` is held as long as anything reads the store; the file `suspect` is made
+    /// when the next open must verify all of it.
     pub(crate) fn open(
         path: &Path,
         options: &DiskOptions,
         lock: File,
+        suspect: &Path,
         cut_bytes: u64,
     ) -> Result<Self, Refusal> {
         // fjall panics on some damaged files. What it was building is dropped with the panic, nothing of it is kept.
@@ -139,7 +139,8 @@ impl DiskEngine {
                 panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             Refusal::Damaged(format!("fjall panicked: {}", said.unwrap_or("without a word")))
         })??;
-        Ok(Self { spaces: Arc::new(Spaces { keyspaces, database, _lock: lock }), cut_bytes })
+        let spaces = Spaces { keyspaces, database, suspect: suspect.to_owned(), _lock: lock };
+        Ok(Self { spaces: Arc::new(spaces), cut_bytes })
     }
 
     /// Bytes of a torn, never acknowledged write that opening cut off the journal; they are in the file `torn-tail`
@@ -155,33 +156,85 @@ impl Spaces {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.database.persist(PersistMode::SyncData).map_err(failed("syncing"))
+        self.database.persist(PersistMode::SyncData).map_err(|error| self.failed("syncing", &error))
+    }
+
+    fn get(&self, found: fjall::Result<Option<fjall::UserValue>>) -> Result<Option<Bytes>, EngineError> {
+        Ok(found.map_err(|error| self.failed("reading", &error))?.map(Bytes::from))
+    }
+
+    /// Rows of an iterator, for which `from < to`.
+    fn rows(&self, iter: fjall::Iter) -> Rows<'_> {
+        Box::new(iter.map(|row| {
+            let (key, value) = row.into_inner().map_err(|error| self.failed("scanning", &error))?;
+            Ok((key.into(), value.into()))
+        }))
+    }
+
+    /// Tells what failed and what to do about it. Where that is not the system's word but what was read, the store is
+    /// marked, so that the next open reads all of it and says what is damaged.
+    fn failed(&self, doing: &'static str, error: &fjall::Error) -> EngineError {
+        let problem = match error {
+            fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source))
+                if !is_damage(source.kind()) =>
+            {
+                advice(source)
+            }
+            // A thread that flushes or compacts has failed, and kept the reason for the log.
+            fjall::Error::Poisoned => match self.try_to_write() {
+                Err(source) => format!("a flush or a compaction failed: {}", advice(&source)),
+                Ok(()) => {
+                    let marked = self.mark();
+                    format!("a flush or a compaction failed, though not for want of room; {marked}")
+                }
+            },
+            other => format!("{other}; {}", self.mark()),
+        };
+        EngineError { doing, problem }
+    }
+
+    fn mark(&self) -> &'static str {
+        match File::create(&self.suspect) {
+            Ok(_) => "the next start reads every table and says what is damaged",
+            Err(_) => "what is damaged is found when it is read",
+        }
+    }
+
+    /// Whether a file can be written now.
+    fn try_to_write(&self) -> io::Result<()> {
+        let path = self.suspect.with_extension("tried");
+        let written = fs::write(&path, [1; TRIED_BYTES]);
+        fs::remove_file(&path).ok(); // it may not even have been made
+        written
     }
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(fjall::Error) -> EngineError {
-    move |error| EngineError { doing, problem: error.to_string() }
+/// Whether a system's error is about what a file holds: missing and short files and offsets that cannot be are damage; a
+/// full disk or a denied permission is not.
+fn is_damage(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, NotFound, Other, UnexpectedEof};
+    matches!(kind, InvalidData | InvalidInput | NotFound | Other | UnexpectedEof)
 }
 
-/// Rows of an iterator, for which `from < to`.
-fn rows(iter: fjall::Iter) -> Rows<'static> {
-    Box::new(iter.map(|row| {
-        let (key, value) = row.into_inner().map_err(failed("scanning"))?;
-        Ok((key.into(), value.into()))
-    }))
+/// A system's error, and what to do.
+fn advice(source: &io::Error) -> String {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match source.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => format!("{source}: make room on its disk"),
+        _ => format!("{source}: mend that"),
+    }
 }
 
 impl View for DiskEngine {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.spaces.keyspace(space).get(key).map_err(failed("reading"))?;
-        Ok(value.map(Bytes::from))
+        self.spaces.get(self.spaces.keyspace(space).get(key))
     }
 
     fn scan<'a>(&'a self, space: Space, from: &[u8], to: &[u8]) -> Rows<'a> {
         if from >= to {
             return Box::new(std::iter::empty()); // an inverted range would panic
         }
-        rows(self.spaces.keyspace(space).range(from..to))
+        self.spaces.rows(self.spaces.keyspace(space).range(from..to))
     }
 }
 
@@ -195,7 +248,7 @@ impl Engine for DiskEngine {
                 None => writes.remove(keyspace, key.as_bytes().clone()),
             }
         }
-        writes.commit().map_err(failed("committing"))
+        writes.commit().map_err(|error| self.spaces.failed("committing", &error))
     }
 
     fn sync(&mut self) -> Result<(), EngineError> {
@@ -234,14 +287,13 @@ impl Syncer for DiskSyncer {
 
 impl View for DiskSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.snapshot.get(self.spaces.keyspace(space), key).map_err(failed("reading"))?;
-        Ok(value.map(Bytes::from))
+        self.spaces.get(self.snapshot.get(self.spaces.keyspace(space), key))
     }
 
     fn scan<'a>(&'a self, space: Space, from: &[u8], to: &[u8]) -> Rows<'a> {
         if from >= to {
             return Box::new(std::iter::empty()); // an inverted range would panic
         }
-        rows(self.snapshot.range(self.spaces.keyspace(space), from..to))
+        self.spaces.rows(self.snapshot.range(self.spaces.keyspace(space), from..to))
     }
 }

@@ -28,13 +28,27 @@ const NODE_KEYSPACE: u64 = Space::Node as u64 + 1;
 /// The smallest unit a disk writes whole, in bytes: what never reached the disk is zeros from such a boundary on.
 const SECTOR: usize = 512;
 
-/// Why a journal cannot be trusted.
+/// Why a store's files cannot be trusted.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// It could not be read.
+    /// One could not be read.
     Io { path: PathBuf, source: io::Error },
-    /// It is not what was written.
+    /// One is not what was written, or missing.
     Damaged(String),
+}
+
+impl Fault {
+    /// What it means that a file cannot be read: one that is missing or too short is damage.
+    pub(crate) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Self::Damaged(format!("{path:?} is missing"))
+            }
+            io::ErrorKind::UnexpectedEof => Self::Damaged(format!("{path:?} is too short")),
+            _ => Self::Io { path, source },
+        }
+    }
 }
 
 /// A journal that may be opened, once its tear is cut.
@@ -46,7 +60,7 @@ pub(crate) struct Checked {
     pub(crate) tear: Option<Tear>,
 }
 
-/// The torn end of the newest journal file.
+/// The torn end of the newest journal file that is in use.
 #[derive(Debug)]
 pub(crate) struct Tear {
     /// The file.
@@ -60,35 +74,33 @@ pub(crate) struct Tear {
 /// Reads all journal files of a store, changing nothing. Holds one file in memory at a time: about 64 MiB, at which
 /// fjall begins the next, and at most the memtables more.
 pub(crate) fn check(store: &Path, witness: Option<Head>) -> Result<Checked, Fault> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Fault::Io { path, source }
-    };
     let mut files = Vec::new();
-    for entry in fs::read_dir(store).map_err(unreadable(store))? {
-        let path = entry.map_err(unreadable(store))?.path();
+    for entry in fs::read_dir(store).map_err(Fault::reading(store))? {
+        let path = entry.map_err(Fault::reading(store))?.path();
         if path.extension().is_some_and(|extension| extension == "jnl") {
             let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
             files.push((number.ok_or_else(|| Fault::Damaged(format!("{path:?} is no journal")))?, path));
         }
     }
     files.sort();
-    let Some((newest, _)) = files.last().cloned() else {
+    if files.is_empty() {
         return Err(Fault::Damaged("its journal is missing".into()));
-    };
+    }
     // fjall removes the oldest first and makes the next number.
     if let Some(pair) = files.windows(2).find(|pair| pair[0].0 + 1 != pair[1].0) {
         return Err(Fault::Damaged(format!("its journal {} is missing", pair[0].0 + 1)));
     }
 
     let mut chain = Chain { seqno: None, head: None, witness };
-    for (number, path) in files {
-        let bytes = fs::read(&path).map_err(unreadable(&path))?;
+    for (number, path) in &files {
+        let (number, path) = (*number, path.clone());
+        let bytes = fs::read(&path).map_err(Fault::reading(&path))?;
         let Some(stop) = walk(&bytes, &mut chain).map_err(|reason| damaged(number, &reason, chain.head))?
         else {
             continue;
         };
-        if number < newest || !stop.torn {
+        let later = files.iter().filter(|(other, _)| *other > number);
+        if !stop.torn || !are_unused(later.map(|(_, path)| path))? {
             let reason = format!("{} at byte {}", stop.reason, stop.at);
             return Err(damaged(number, &reason, chain.head));
         }
@@ -102,6 +114,12 @@ pub(crate) fn check(store: &Path, witness: Option<Head>) -> Result<Checked, Faul
 fn damaged(number: u64, reason: &str, head: Option<Head>) -> Fault {
     let behind = head.map_or_else(String::new, |head| format!(", behind commit {}", head.commit));
     Fault::Damaged(format!("journal {number}: {reason}{behind}"))
+}
+
+/// Whether files hold nothing. A disk without room for the journal that comes next leaves a file without a batch, and the
+/// journal before may be torn then.
+fn are_unused<'a>(mut files: impl Iterator<Item = &'a PathBuf>) -> Result<bool, Fault> {
+    files.try_fold(true, |unused, path| Ok(unused && is_zero(&fs::read(path).map_err(Fault::reading(path))?)))
 }
 
 /// How far the batches have come.

@@ -1,22 +1,21 @@
 //! The store on disk: the engine on fjall, and the witness that notices when a store came back short.
 //!
-//! A data directory holds `store/` (fjall's files), `witness` (see [`witness`]), `lock`, and after a repair `torn-tail`.
+//! A data directory holds `store/` (fjall's files), `witness` (see [`witness`]), `lock`, after a repair `torn-tail`, and
+//! `suspect` when the next open has to read all of it.
 //! [`open`] answers one question before anything is served: is this store everything that was ever acknowledged from
 //! it? fjall alone does not know. It drops damaged batches in the middle of its journal without a word, deletes key
 //! spaces it cannot name, starts empty where a file is missing, and refuses stores whose last batch a power cut tore,
-//! which is no damage at all. So the layout and every batch of the journal are verified first, in `journal.rs`, without
-//! changing anything; then fjall opens; then the store's head is compared with the witness. A store that is not everything
-//! is [set aside](set_aside) by who can have it filled again; [`open`] itself never does.
+//! which is no damage at all. So the layout, what lists the tables (`tables.rs`) and every batch of the journal (`journal.rs`)
+//! are verified first, without changing anything; then fjall opens; then the store's head is compared with the witness. A store
+//! that is not everything is [set aside](set_aside) by who can have it filled again; [`open`] itself never does.
 //!
 //! fjall blocks: an engine belongs to a driver thread. Snapshots may be read from anywhere, a get takes microseconds.
 
 mod aside;
 mod engine;
 mod journal;
+mod tables;
 pub mod witness;
-
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -29,7 +28,7 @@ use tropism_storage::{Head, HeadRow, NodeKey, Reads, Space};
 
 pub use crate::aside::{ASIDE_KEPT, Aside, last_aside, set_aside};
 pub use crate::engine::{DiskEngine, DiskOptions};
-use crate::journal::Tear;
+use crate::journal::{Fault, Tear};
 pub use crate::witness::Witness;
 
 /// fjall's directory.
@@ -44,6 +43,8 @@ const LOCK: &str = "lock";
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two tries.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Is there when reading, flushing or compacting found damage, or may have: the next open verifies every table.
+const SUSPECT: &str = "suspect";
 /// The bytes that the last repair cut off the journal; gone after the next open that has nothing to repair.
 const TORN_TAIL: &str = "torn-tail";
 
@@ -143,11 +144,14 @@ pub fn open(dir: &Path, options: &DiskOptions) -> Result<(DiskEngine, Witness), 
         });
     }
 
-    check_layout(&store).map_err(damaged)?;
-    let checked = journal::check(&store, seen).map_err(|fault| match fault {
-        journal::Fault::Io { path, source } => OpenError::Io { doing: "read", path, source },
-        journal::Fault::Damaged(reason) => damaged(reason),
-    })?;
+    let faulty = |fault| match fault {
+        Fault::Io { path, source } => OpenError::Io { doing: "read", path, source },
+        Fault::Damaged(reason) => damaged(reason),
+    };
+    let suspect = dir.join(SUSPECT);
+    let whole = suspect.try_exists().map_err(io_error("find", &suspect))?;
+    check_layout(&store, whole).map_err(faulty)?;
+    let checked = journal::check(&store, seen).map_err(faulty)?;
     let witness_lost = |store| OpenError::WitnessLost { dir: dir.to_owned(), store };
     if seen.is_none() && commit_of(checked.head) > 0 {
         return Err(witness_lost(commit_of(checked.head)));
@@ -165,7 +169,7 @@ pub fn open(dir: &Path, options: &DiskOptions) -> Result<(DiskEngine, Witness), 
         None => 0,
     };
 
-    let engine = match DiskEngine::open(&store, options, lock, cut_bytes) {
+    let engine = match DiskEngine::open(&store, options, lock, &suspect, cut_bytes) {
         Ok(engine) => engine,
         Err(engine::Refusal::Locked) => return Err(OpenError::Locked { dir: dir.to_owned() }),
         Err(engine::Refusal::Io(source)) => return Err(OpenError::Io { doing: "open", path: store, source }),
@@ -189,6 +193,7 @@ pub fn open(dir: &Path, options: &DiskOptions) -> Result<(DiskEngine, Witness), 
             if checked.tear.is_none() {
                 remove_if_there(&torn_tail).map_err(io_error("remove", &torn_tail))?;
             }
+            remove_if_there(&suspect).map_err(io_error("remove", &suspect))?;
             let witness = match witness {
                 Some(witness) => witness,
                 None => Witness::create(&witness_path).map_err(io_error("make", &witness_path))?,
@@ -197,6 +202,11 @@ pub fn open(dir: &Path, options: &DiskOptions) -> Result<(DiskEngine, Witness), 
             Ok((engine, witness))
         }
     }
+}
+
+/// Whether something of the store could not be read, so that the next [`open`] reads every table.
+pub fn is_suspect(dir: &Path) -> bool {
+    dir.join(SUSPECT).exists()
 }
 
 fn commit_of(head: Option<Head>) -> u64 {
@@ -240,16 +250,16 @@ fn make_store(dir: &Path, options: &DiskOptions) -> Result<(), OpenError> {
     made().map_err(|source| OpenError::Io { doing: "make a store in", path: dir.to_owned(), source })
 }
 
-/// fjall starts empty where its version file is missing, and deletes key spaces that lack a file or a name: neither may
-/// happen to a store that is damaged.
-fn check_layout(store: &Path) -> Result<(), String> {
-    let missing = |name: &str| format!("{STORE}/{name} is missing");
-    if !store.join("version").is_file() {
-        return Err(missing("version"));
-    }
+/// fjall starts empty where its version file is missing, deletes key spaces that lack a file or a name, and believes what
+/// lists its tables: none of it may happen to a store that is damaged. With `whole`, every table is read.
+fn check_layout(store: &Path, whole: bool) -> Result<(), Fault> {
+    let version = store.join("version");
+    fs::metadata(&version).map_err(Fault::reading(&version))?;
     let keyspaces = store.join("keyspaces");
-    let listed = fs::read_dir(&keyspaces).map_err(|_| missing("keyspaces"))?;
-    let found: BTreeSet<_> = listed.flatten().map(|entry| entry.file_name()).collect();
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(&keyspaces).map_err(Fault::reading(&keyspaces))? {
+        found.insert(entry.map_err(Fault::reading(&keyspaces))?.file_name());
+    }
     // A store of format 2 has all but the last space, which is added when it is opened.
     let first_new = (Space::ALL.len()).to_string();
     let complete = found.contains(std::ffi::OsStr::new(&first_new));
@@ -257,12 +267,10 @@ fn check_layout(store: &Path) -> Result<(), String> {
     let expected: BTreeSet<_> = (0..=spaces).map(|number| number.to_string().into()).collect();
     if let Some(name) = found.symmetric_difference(&expected).next() {
         let problem = if expected.contains(name) { "is missing" } else { "does not belong there" };
-        return Err(format!("{STORE}/keyspaces/{} {problem}", name.to_string_lossy().escape_debug()));
+        let name = name.to_string_lossy();
+        return Err(Fault::Damaged(format!("{STORE}/keyspaces/{} {problem}", name.escape_debug())));
     }
-    match expected.iter().find(|name| !keyspaces.join(name).join("current").is_file()) {
-        Some(name) => Err(missing(&format!("keyspaces/{}/current", name.to_string_lossy()))),
-        None => Ok(()),
-    }
+    expected.iter().try_for_each(|name| tables::check(&keyspaces.join(name), whole))
 }
 
 /// Cuts a torn tail off the journal, after keeping its bytes beside the store, and says how many there were.

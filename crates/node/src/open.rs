@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
-use tropism_disk::{Aside, DiskEngine, DiskOptions, Witness, last_aside, set_aside};
+use tropism_disk::{Aside, DiskEngine, DiskOptions, Witness, is_suspect, last_aside, set_aside};
 use tropism_replica::{BootError, Opening, SetAside};
 use tropism_storage::{Engine as StorageEngine, MemoryEngine, StoreError};
 
@@ -60,9 +60,16 @@ pub(crate) fn healing(
     mut run: impl FnMut(Opened) -> Result<(), ServeError>,
 ) -> Result<(), ServeError> {
     let mut set_asides = 0;
+    let mut read_through = false;
     loop {
         let outcome = open(config, accept_loss).and_then(&mut run);
         let Err(error) = outcome else { return Ok(()) };
+        let unread = matches!(error, ServeError::Failed(Failure::Store(StoreError::Engine(_))));
+        if unread && !read_through && is_suspect(&config.node.data_dir) {
+            error!(%error, "every table is read before the store is served again");
+            read_through = true;
+            continue;
+        }
         let heals = config.node.engine == Engine::Disk && !config.peers.is_empty();
         let Some(reason) = unfit(&error).filter(|_| heals && set_asides < SET_ASIDE_PER_RUN) else {
             return Err(error);

@@ -158,6 +158,7 @@ fn locked(finisher: &Mutex<Finisher>) -> MutexGuard<'_, Finisher> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)] // a failed assumption of a test is a failed test
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::time::Duration;
 
@@ -171,8 +172,8 @@ mod tests {
     use super::Arc;
     use crate::driver::{CallError, Driver, Handle};
 
-    /// A memory engine on a disk that syncs when it is told to, or fails.
-    struct Slow(MemoryEngine);
+    /// A memory engine on a disk that syncs when it is told to, or fails, and is full when it is told to be.
+    struct Slow(MemoryEngine, Arc<AtomicBool>);
 
     impl View for Slow {
         fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -186,6 +187,9 @@ mod tests {
 
     impl Engine for Slow {
         fn commit(&mut self, batch: Batch) -> Result<(), EngineError> {
+            if self.1.load(Ordering::SeqCst) {
+                return Err(EngineError { doing: "committing", problem: "make room".into() });
+            }
             self.0.commit(batch)
         }
 
@@ -229,6 +233,12 @@ mod tests {
                            kind = \"register\"\n";
 
     fn driver() -> (Driver, Handle, Sender<bool>) {
+        let (driver, handle, open, _) = driver_on_a_disk();
+        (driver, handle, open)
+    }
+
+    /// With what fills the disk.
+    fn driver_on_a_disk() -> (Driver, Handle, Sender<bool>, Arc<AtomicBool>) {
         let (open, gate) = channel();
         GATE.set(Some(gate));
         let regions = Regions::parse("test", REGIONS).unwrap();
@@ -250,9 +260,10 @@ mod tests {
             log_cap_bytes: u64::MAX,
             log_keep_bytes: 1 << 20,
         };
-        let store = Store::open(Box::new(Slow(MemoryEngine::new()))).unwrap();
+        let full = Arc::new(AtomicBool::new(false));
+        let store = Store::open(Box::new(Slow(MemoryEngine::new(), full.clone()))).unwrap();
         let (driver, handle) = Driver::start(store, identity, None).unwrap();
-        (driver, handle, open)
+        (driver, handle, open, full)
     }
 
     /// Writes; says in which commit.
@@ -327,5 +338,31 @@ mod tests {
             assert!(matches!(write.await.unwrap(), Err(CallError::Stopped)));
         }
         assert!(matches!(*failed.borrow(), Some(super::Failure::Store(_))));
+    }
+
+    #[tokio::test]
+    async fn after_a_write_that_failed_nothing_is_acknowledged_or_shown_and_the_reason_says_what_to_do() {
+        for disk_is_full in [false, true] {
+            let (_driver, handle, open, full) = driver_on_a_disk();
+            let before = put(&handle, 0);
+            open.send(true).unwrap();
+            let commit = before.await.unwrap().unwrap();
+            // One write alone is synced by the thread that commits it.
+            full.store(disk_is_full, Ordering::SeqCst);
+            open.send(false).unwrap();
+            let write = put(&handle, 1).await.unwrap();
+            assert!(matches!(write, Err(CallError::Stopped)), "its outcome is unknown: {write:?}");
+            let mut failed = handle.failed();
+            let failure = failed.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+            assert!(matches!(&failure, super::Failure::Store(_)));
+            let text = failure.to_string();
+            assert!(text.contains("outcome of what was in flight is unknown"), "{text}");
+            assert!(!disk_is_full || text.contains("while committing: make room"), "{text}");
+            // The disk may work again: a node that failed says nothing more.
+            full.store(false, Ordering::SeqCst);
+            open.send(true).ok(); // nobody may be there to sync
+            assert!(matches!(put(&handle, 2).await.unwrap(), Err(CallError::Stopped)));
+            assert_eq!(handle.published().head.commit, commit);
+        }
     }
 }

@@ -86,11 +86,13 @@ pub struct Batch {
 
 /// The engine failed. What was not synced may or may not be there; the node stops and finds out at its next start.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("the store failed while {doing}: {problem}; the outcome of what was in flight is unknown")]
+#[error(
+    "the store failed while {doing}: {problem}; the outcome of what was in flight is unknown until the next start"
+)]
 pub struct EngineError {
     /// What was being done.
     pub doing: &'static str,
-    /// What the engine said.
+    /// What the engine said, and what is to be done about it.
     pub problem: String,
 }
 
