@@ -29,6 +29,7 @@ use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
 use crate::transfer::Transfers;
+use crate::verify::{Verifications, VerifiedShard, VerifyCall, VerifyError};
 use crate::waiting::{Waiting, WaitingWrites};
 use crate::write::{Write, WriteDone, WriteError};
 
@@ -60,6 +61,14 @@ pub enum Input {
         ticket: Ticket,
         /// Which key, and what to do.
         call: Box<ParkedCall>,
+    },
+    /// Somebody wants to know whether all members of a shard hold the same; answered by [`Output::Verified`] with the same
+    /// ticket, exactly once, at its deadline at the latest. Changes nothing.
+    Verify {
+        /// Comes back with the reply.
+        ticket: Ticket,
+        /// Which shard.
+        call: Box<VerifyCall>,
     },
     /// A link to a peer stands: both hellos were exchanged and the peer proved that it belongs here.
     LinkUp(Hello),
@@ -100,6 +109,13 @@ pub enum Output {
         ticket: Ticket,
         /// What was done.
         outcome: Result<ParkedStep, ParkedError>,
+    },
+    /// Answers who wanted a shard verified.
+    Verified {
+        /// Whose call.
+        ticket: Ticket,
+        /// What was found.
+        outcome: Result<VerifiedShard, VerifyError>,
     },
     /// Sends a frame on a peer's link.
     Send {
@@ -353,6 +369,7 @@ pub struct Replica {
     pub(crate) census: Census,
     pub(crate) transfers: Transfers,
     pub(crate) inspections: Inspections,
+    pub(crate) verifications: Verifications,
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
@@ -519,6 +536,7 @@ impl Replica {
             census: Census::default(),
             transfers,
             inspections: Inspections::open(origin.random),
+            verifications: Verifications::open(origin.random),
             times_full: TimesFull::default(),
             dropped,
             barred: BTreeSet::new(),
@@ -537,6 +555,7 @@ impl Replica {
         match input {
             Input::Write { ticket, write } => self.write(now, store, ticket, *write)?,
             Input::Parked { ticket, call } => self.parked(now, store, ticket, &call)?,
+            Input::Verify { ticket, call } => self.verify(now, ticket, &call),
             Input::LinkUp(hello) => self.link_up(now, store, hello),
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
@@ -556,6 +575,7 @@ impl Replica {
         self.recount_due(now, store)?;
         self.transfers_due(now, store)?;
         self.inspect_due(now, store)?;
+        self.verify_due(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
         if now.mono_us >= self.next_peer_rows_us {
@@ -587,6 +607,7 @@ impl Replica {
             .chain(self.pending.next_want())
             .chain(transfers)
             .chain(self.inspections.next_deadline(now))
+            .chain(self.verifications.next_deadline(now))
             .chain(recount)
             .fold(idle, u64::min)
             .max(now.mono_us)
