@@ -402,3 +402,139 @@ fn key_state(state: KeyState) -> &'static str {
         KeyState::Unspecified => "unknown",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)] // a failed assumption of a test is a failed test
+    use tropism_client::v1::MissingChanges;
+
+    use super::*;
+
+    const NOW_MS: u64 = 1_700_000_060_000;
+
+    fn member(node: &str) -> VerifiedMember {
+        VerifiedMember {
+            node: node.to_owned(),
+            region: node.trim_end_matches("-1").to_owned(),
+            state: MemberState::Compared.into(),
+            rows: RowsState::Equal.into(),
+            digest: DigestState::Sound.into(),
+            keys: 3,
+            ..VerifiedMember::default()
+        }
+    }
+
+    fn answer(result: VerifyResult, members: Vec<VerifiedMember>) -> VerifyScopeResponse {
+        VerifyScopeResponse {
+            result: result.into(),
+            shards: vec![VerifiedShard { index: 0, result: result.into(), members }],
+            spread: 1,
+            node: "tokyo-1".to_owned(),
+            region: "tokyo".to_owned(),
+            ..VerifyScopeResponse::default()
+        }
+    }
+
+    fn at(node: &str, state: KeyState) -> KeyAt {
+        let stamp = Stamp::new(1_700_000_000_000, 2).as_u64();
+        let origin = format!("{node}@1-2");
+        KeyAt { node: node.to_owned(), state: state.into(), stamp, origin, ..KeyAt::default() }
+    }
+
+    #[test]
+    fn equal_members_are_one_line_each_and_one_word() {
+        let whole = answer(VerifyResult::Equal, vec![member("tokyo-1"), member("dallas-1")]);
+        let screen = screen("cache/c", &whole, NOW_MS);
+        assert_eq!(
+            screen,
+            "SHARD  REGION  NODE      VECTOR  KEYS  ROWS   DIGEST\n\
+             0      tokyo   tokyo-1   asked   3     -      sound\n\
+             0      dallas  dallas-1  equal   3     equal  sound\n\
+             equal: cache/c has the same 3 keys at 2 members\n"
+        );
+    }
+
+    #[test]
+    fn what_differs_is_said_with_what_each_member_holds_and_who_was_not_compared() {
+        let behind = VerifiedMember {
+            missing_changes: 12,
+            missing: vec![MissingChanges {
+                origin: "tokyo-1@1-2".into(),
+                first: 7,
+                last: 8,
+                ..Default::default()
+            }],
+            left_out_keys: 1,
+            ..member("dallas-1")
+        };
+        let rotten = VerifiedMember {
+            rows: RowsState::Differ.into(),
+            digest: DigestState::Rotted.into(),
+            unreadable_keys: 1,
+            ..member("sydney-1")
+        };
+        let silent = VerifiedMember {
+            state: MemberState::Unreachable.into(),
+            unreachable_ms: 64_000,
+            ..member("paris-1")
+        };
+        let mut whole = answer(VerifyResult::Differs, vec![member("tokyo-1"), behind, rotten, silent]);
+        let unreadable = KeyAt { reason: "checksum".into(), ..at("sydney-1", KeyState::Unreadable) };
+        let other = KeyAt { content: "5 bytes".into(), ..at("sydney-1", KeyState::Alive) };
+        let key = |key: &str, held| VerifiedKey { key: key.into(), held, ..VerifiedKey::default() };
+        whole.keys = vec![
+            key("a", vec![unreadable, at("tokyo-1", KeyState::Alive)]),
+            key("b", vec![at("sydney-1", KeyState::Missing), at("tokyo-1", KeyState::Deleted)]),
+            key("c", vec![other, at("tokyo-1", KeyState::Alive)]),
+            VerifiedKey {
+                behind: vec![KeyBehind {
+                    node: "dallas-1".into(),
+                    origin: "tokyo-1@1-2".into(),
+                    seq: 8,
+                    ..Default::default()
+                }],
+                ..key("d", Vec::new())
+            },
+        ];
+        whole.more_keys = 5;
+        let shown = screen("cache/c", &whole, NOW_MS);
+        for line in [
+            "0      dallas  dallas-1  lacks 12 changes: 7 to 8 of tokyo-1, and 10 more  3     equal, without 1 key just \
+             written  sound",
+            "not reachable for 1m04s",
+            "differ                           not that of the rows: they are not what was written; 1 key cannot be read",
+            "a    0      row cannot be read at sydney-1",
+            "at sydney-1: checksum",
+            "at tokyo-1: written by tokyo-1, stamp 1700000000000.00002 (1m00s ago)",
+            "b    0      missing at sydney-1",
+            "at tokyo-1: deleted, stamp 1700000000000.00002 (1m00s ago)",
+            "c    0      another value at sydney-1",
+            "stamp 1700000000000.00002 (1m00s ago), 5 bytes",
+            "d    0      behind: change 8 of tokyo-1 not yet applied at dallas-1",
+            "and at least 5 more keys",
+        ] {
+            assert!(shown.contains(line), "{line}\n{shown}");
+        }
+        let summary = summary(&whole);
+        assert!(summary.starts_with("differs: at least 8 keys; not compared: paris-1."), "{summary}");
+    }
+
+    #[test]
+    fn of_many_shards_only_those_with_something_are_shown() {
+        let mut whole = answer(VerifyResult::Behind, vec![member("tokyo-1"), member("dallas-1")]);
+        let quiet = VerifiedShard { result: VerifyResult::Equal.into(), ..whole.shards[0].clone() };
+        let next = VerifyScopeResponse {
+            shards: (1..30).map(|index| VerifiedShard { index, ..quiet.clone() }).collect(),
+            next_shard: Some(30),
+            ..answer(VerifyResult::Equal, Vec::new())
+        };
+        add(&mut whole, next);
+        assert_eq!(
+            (whole.result(), whole.shards.len(), whole.next_shard),
+            (VerifyResult::Behind, 30, Some(30))
+        );
+        let shown = screen("cache/c", &whole, NOW_MS);
+        assert!(shown.contains("29 of 30 shards are equal at all members and not shown"), "{shown}");
+        assert_eq!(shown.lines().count(), 4, "{shown}");
+    }
+}
