@@ -160,6 +160,18 @@ def the_cluster_and_its_scopes_are_told():
 
 
 @check
+def members_of_a_scope_are_compared():
+    tokyo.Put(state_pb2.PutRequest(scope="shop/carts", key="compared", value=json_value("{}")), timeout=10)
+    scopes = scope_pb2_grpc.ScopeServiceStub(channels["tokyo"])
+    answer = scopes.VerifyScope(scope_pb2.VerifyScopeRequest(name="shop/carts"), timeout=30)
+    assert answer.result == scope_pb2.VERIFY_RESULT_EQUAL and not answer.keys, answer
+    assert not answer.HasField("next_shard") and answer.region == "tokyo", answer
+    assert [len(shard.members) for shard in answer.shards] == [3] * answer.spread, answer
+    beyond = scope_pb2.VerifyScopeRequest(name="shop/carts", first_shard=answer.spread)
+    refused(lambda: scopes.VerifyScope(beyond), grpc.StatusCode.INVALID_ARGUMENT, "BAD_NUMBER", "first_shard")
+
+
+@check
 def keys_that_are_not_parked_say_so_and_nothing_is_dropped_by_mistake():
     parked = parked_pb2_grpc.ParkedServiceStub(channels["tokyo"])
     listed = parked.ListParked(parked_pb2.ListParkedRequest(every_key=True), timeout=10)

@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Scopes(Scopes),
     /// Show a scope: where it lives and what is in it.
     Scope(Scope),
+    /// Compare all members of a scope: equal, or which keys differ and why.
+    Verify(Verify),
     /// Run a development world: several regions on this machine, with their real distances.
     Dev(Dev),
     /// Take a tour: three regions on this machine, reading, writing, merging, cut apart and healed.
@@ -471,6 +473,21 @@ pub(crate) struct Scope {
 
 #[derive(Debug, clap::Args)]
 #[command(
+    mut_arg("timeout", |timeout| timeout.default_value("60s")),
+    after_help = "Example:\n  tropism verify shop/carts --from tokyo\n\n\
+                  Looks at every row of every member, and compares with the node that answers. Reads only. Ends with status 0\n\
+                  when all members are equal, with 1 when they are not, one is behind, or one could not be compared."
+)]
+pub(crate) struct Verify {
+    /// The scope, like shop/carts.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: String,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  tropism dev\n  tropism dev link cut tokyo dallas\n  tropism dev node kill tokyo-1"
 )]
@@ -673,6 +690,7 @@ impl Command {
             | Command::Stamp(Stamp { connection, .. })
             | Command::Status(Status { connection, .. })
             | Command::Scopes(Scopes { connection, .. })
+            | Command::Verify(Verify { connection, .. })
             | Command::Scope(Scope { connection, .. }) => connection.json,
             Command::Parked(Parked { action }) => match action {
                 ParkedAction::List(ParkedList { at, .. })

@@ -372,6 +372,22 @@ impl Client {
         Ok((answer.scopes, answer.next_page_token))
     }
 
+    /// What the members of a scope hold, compared with the node `node` (empty: whichever answers), from a shard on; and, in
+    /// the answer, where the next call goes on. Takes as long as the client's timeout allows.
+    pub async fn verify_scope(
+        &self,
+        node: &str,
+        name: &str,
+        first_shard: u32,
+    ) -> Result<v1::VerifyScopeResponse, Error> {
+        let request = v1::VerifyScopeRequest { name: name.to_owned(), first_shard, node: node.to_owned() };
+        self.nodes
+            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+                scopes(channel).verify_scope(request).await
+            })
+            .await
+    }
+
     /// A page of the answering node's parked keys. A client that talks to several nodes names the one it means.
     pub async fn parked(&self, request: &v1::ListParkedRequest) -> Result<v1::ListParkedResponse, Error> {
         self.nodes

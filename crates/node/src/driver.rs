@@ -19,7 +19,8 @@ use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_placement::ShardId;
 use tropism_replica::{
     BootError, Event, Frame, Hello, Identity, Input, Now, Output, ParkedCall, ParkedError, ParkedStep,
-    RebuildStatus, Replica, ReplicaError, Salvaged, Status, Ticket, Write, WriteDone, WriteError,
+    RebuildStatus, Replica, ReplicaError, Salvaged, Status, Ticket, VerifiedShard, VerifyCall, VerifyError,
+    Write, WriteDone, WriteError,
 };
 use tropism_storage::{Footprint, Head, KeptValues, RebuildRow, Store, StoreError, Tally, View};
 
@@ -162,6 +163,10 @@ pub(crate) enum Message {
         call: Box<ParkedCall>,
         reply: oneshot::Sender<Result<ParkedStep, ParkedError>>,
     },
+    Verify {
+        call: Box<VerifyCall>,
+        reply: oneshot::Sender<Result<VerifiedShard, VerifyError>>,
+    },
     Stamps {
         count: u16,
         reply: oneshot::Sender<Result<Vec<Stamp>, ClockError>>,
@@ -216,6 +221,13 @@ impl Handle {
     pub async fn parked(&self, call: ParkedCall) -> Result<Result<ParkedStep, ParkedError>, CallError> {
         let (reply, outcome) = oneshot::channel();
         self.try_send(Message::Parked { call: Box::new(call), reply })?;
+        outcome.await.map_err(|_| CallError::Stopped)
+    }
+
+    /// Compares all members of a shard; answered at the call's deadline at the latest.
+    pub async fn verify(&self, call: VerifyCall) -> Result<Result<VerifiedShard, VerifyError>, CallError> {
+        let (reply, outcome) = oneshot::channel();
+        self.try_send(Message::Verify { call: Box::new(call), reply })?;
         outcome.await.map_err(|_| CallError::Stopped)
     }
 
@@ -352,6 +364,7 @@ impl Driver {
             published,
             replies: HashMap::new(),
             parked: HashMap::new(),
+            verified: HashMap::new(),
             links: HashMap::new(),
             next_ticket: 0,
             status_due: Instant::now(),
@@ -398,6 +411,8 @@ struct Turns {
     replies: HashMap<Ticket, Replier>,
     /// Operators' calls.
     parked: HashMap<Ticket, oneshot::Sender<Result<ParkedStep, ParkedError>>>,
+    /// Verifications under way.
+    verified: HashMap<Ticket, oneshot::Sender<Result<VerifiedShard, VerifyError>>>,
     links: HashMap<NodeId, Outgoing>,
     next_ticket: Ticket,
     status_due: Instant,
@@ -543,6 +558,11 @@ impl Turns {
                 self.parked.insert(self.next_ticket, reply);
                 Input::Parked { ticket: self.next_ticket, call }
             }
+            Message::Verify { call, reply } => {
+                self.next_ticket += 1;
+                self.verified.insert(self.next_ticket, reply);
+                Input::Verify { ticket: self.next_ticket, call }
+            }
             Message::Stamps { count, reply } => {
                 let outcome = self.replica.stamps(now, &mut self.store, count);
                 self.leaving.push(Leaving::Stamps(reply, outcome));
@@ -593,6 +613,11 @@ impl Turns {
             Output::Parked { ticket, outcome } => {
                 if let Some(reply) = self.parked.remove(&ticket) {
                     leaving.push(Leaving::Parked(reply, outcome));
+                }
+            }
+            Output::Verified { ticket, outcome } => {
+                if let Some(reply) = self.verified.remove(&ticket) {
+                    leaving.push(Leaving::Verified(reply, Box::new(outcome)));
                 }
             }
             Output::Send { to, frame } => {

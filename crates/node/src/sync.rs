@@ -11,7 +11,9 @@ use std::thread;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tropism_crdt::{ClockError, Origin, Stamp};
-use tropism_replica::{Frame, Hello, ParkedError, ParkedStep, WriteDone, WriteError};
+use tropism_replica::{
+    Frame, Hello, ParkedError, ParkedStep, VerifiedShard, VerifyError, WriteDone, WriteError,
+};
 use tropism_storage::{Head, Syncer};
 
 use crate::driver::{Failure, Message, Published};
@@ -27,6 +29,7 @@ pub trait Witnessed: Send {
 pub(crate) enum Leaving {
     Reply(Replier, Result<WriteDone, WriteError>),
     Parked(oneshot::Sender<Result<ParkedStep, ParkedError>>, Result<ParkedStep, ParkedError>),
+    Verified(oneshot::Sender<Result<VerifiedShard, VerifyError>>, Box<Result<VerifiedShard, VerifyError>>),
     Stamps(oneshot::Sender<Result<Vec<Stamp>, ClockError>>, Result<Vec<Stamp>, ClockError>),
     Hello(oneshot::Sender<Hello>, Hello),
     /// A frame with its place in the queue of the peer's connection.
@@ -76,6 +79,7 @@ impl Finisher {
             match leaving {
                 Leaving::Reply(reply, outcome) => answers.send(reply, outcome),
                 Leaving::Parked(reply, outcome) => drop(reply.send(outcome)),
+                Leaving::Verified(reply, outcome) => drop(reply.send(*outcome)),
                 Leaving::Stamps(reply, outcome) => drop(reply.send(outcome)),
                 Leaving::Hello(reply, hello) => drop(reply.send(hello)),
                 Leaving::Frame(place, frame) => drop(place.send(frame)),

@@ -10,6 +10,8 @@ use tropism_placement::{RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
 
+use crate::verify::{Verified, Verify};
+
 /// What both sides show before any frame. The shell exchanges it, with the proof of the cluster secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -71,6 +73,10 @@ pub enum FrameBody {
     Cells(Cells),
     /// Keys that differ.
     Differ(Differ),
+    /// Asks what the receiver has of a shard, for somebody who wants to know.
+    Verify(Verify),
+    /// Answers that.
+    Verified(Verified),
     /// That the sender lives, and what follows from it.
     Heartbeat(Heartbeat),
     /// The receiver sent changes of a shard that the sender does not hold under this epoch.

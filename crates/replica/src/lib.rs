@@ -54,6 +54,7 @@ pub mod sketch;
 mod state;
 mod sweep;
 mod transfer;
+mod verify;
 mod waiting;
 mod write;
 
@@ -73,4 +74,8 @@ pub use replica::{
 };
 pub use session::{SEARCHED_COMMITS, Token};
 pub use transfer::TransferCounts;
+pub use verify::{
+    DigestState, KeyHeld, Lacks, MemberRows, MemberState, Rows, RowsSeen, Verified, VerifiedKey,
+    VerifiedMember, VerifiedShard, Verify, VerifyAnswer, VerifyAsk, VerifyCall, VerifyError, VerifyResult,
+};
 pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};

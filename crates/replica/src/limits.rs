@@ -87,6 +87,30 @@ pub const INSPECT_PATIENCE_US: u64 = 10_000_000;
 pub const INSPECT_ROWS: usize = 1_024;
 /// Interval of these steps, us.
 pub const INSPECT_STEP_US: u64 = 4_000;
+/// Shards that are verified for operators at once, and for each peer that asks: each holds a snapshot.
+pub const VERIFICATIONS: usize = 8;
+/// Rows that verifications look at in one step, together: some 1 ms, so that a million keys take 8 s and a quarter of a
+/// core.
+pub const VERIFY_ROWS: usize = 512;
+/// Interval of these steps, us.
+pub const VERIFY_STEP_US: u64 = 4_000;
+/// Changes that one of two members has beyond the other while their other keys are still compared: their log is read at
+/// once, some 10 ms.
+pub const VERIFY_CHANGES: usize = 4_096;
+/// Cells of a verification's sketch, some 55 KB: a thousand differences. Of more it looks at a part of the keys.
+pub const VERIFY_CELLS: usize = 2_048;
+/// Times that a comparison begins again, or tries with other cells, before it says what it knows.
+pub const VERIFY_AGAIN: u32 = 3;
+/// A question to a member, or its answer, is taken for lost after this long, us.
+pub const VERIFY_RESEND_US: u64 = 3_000_000;
+/// A snapshot that no peer asks about is kept for this long, us: as long as a call may last.
+pub const VERIFY_PATIENCE_US: u64 = 60_000_000;
+/// Keys that a verification names for a shard; a person reads them.
+pub const VERIFIED_KEYS: usize = 100;
+/// Origins that it names of whose changes a member lacks some.
+pub const VERIFIED_ORIGINS: usize = 8;
+/// Bytes of a reason or of other words about a key that it passes on.
+pub const VERIFY_TEXT_BYTES: usize = 256;
 /// States of keys that differ in one frame, bytes; the rest is found the next time.
 pub const DIFFER_BYTES: usize = 2 * 1024 * 1024;
 /// Vectors of a shard that were never shown equal for this long (us) do not keep its keys from being inspected.

@@ -518,6 +518,7 @@ impl Replica {
         }
         self.giver_gone(peer);
         self.inspections.forget(peer);
+        self.verifications.forget(peer);
     }
 
     /// A frame came from a peer.
@@ -561,6 +562,8 @@ impl Replica {
             FrameBody::MoreCells(more) => self.more_cells(now, from, more),
             FrameBody::Cells(cells) => self.cells(now, from, cells),
             FrameBody::Differ(differ) => self.differ(now, store, from, differ)?,
+            FrameBody::Verify(verify) => self.verify_asked(now, from, verify),
+            FrameBody::Verified(verified) => self.verified(from, verified),
             FrameBody::Heartbeat(heartbeat) => self.heartbeat(now, from, &heartbeat, in_order),
             FrameBody::NotMember { .. } => {} // both sides hold the same rules until records move
         }

@@ -31,6 +31,7 @@ use crate::recent::{Logged, Recent};
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
 use crate::transfer::Transfers;
+use crate::verify::{Verifications, VerifiedShard, VerifyCall, VerifyError};
 use crate::waiting::{Waiting, WaitingWrites};
 use crate::write::{Write, WriteDone, WriteError};
 
@@ -62,6 +63,14 @@ pub enum Input {
         ticket: Ticket,
         /// Which key, and what to do.
         call: Box<ParkedCall>,
+    },
+    /// Somebody wants to know whether all members of a shard hold the same; answered by [`Output::Verified`] with the same
+    /// ticket, exactly once, at its deadline at the latest. Changes nothing.
+    Verify {
+        /// Comes back with the reply.
+        ticket: Ticket,
+        /// Which shard.
+        call: Box<VerifyCall>,
     },
     /// A link to a peer stands: both hellos were exchanged and the peer proved that it belongs here.
     LinkUp(Hello),
@@ -105,6 +114,13 @@ pub enum Output {
         ticket: Ticket,
         /// What was done.
         outcome: Result<ParkedStep, ParkedError>,
+    },
+    /// Answers who wanted a shard verified.
+    Verified {
+        /// Whose call.
+        ticket: Ticket,
+        /// What was found.
+        outcome: Result<VerifiedShard, VerifyError>,
     },
     /// Sends a frame on a peer's link.
     Send {
@@ -378,6 +394,7 @@ pub struct Replica {
     pub(crate) rebuild: Option<Rebuild>,
     /// It stands in the place of one that was lost.
     pub(crate) lost: Option<RebuildRow>,
+    pub(crate) verifications: Verifications,
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
@@ -552,6 +569,7 @@ impl Replica {
             inspections: Inspections::open(origin.random),
             rebuild,
             lost,
+            verifications: Verifications::open(origin.random),
             times_full: TimesFull::default(),
             dropped,
             barred: BTreeSet::new(),
@@ -570,6 +588,7 @@ impl Replica {
         match input {
             Input::Write { ticket, write } => self.write(now, store, ticket, *write)?,
             Input::Parked { ticket, call } => self.parked(now, store, ticket, &call)?,
+            Input::Verify { ticket, call } => self.verify(now, ticket, &call),
             Input::LinkUp(hello) => self.link_up(now, store, hello),
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
@@ -590,6 +609,7 @@ impl Replica {
         self.recount_due(now, store)?;
         self.transfers_due(now, store)?;
         self.inspect_due(now, store)?;
+        self.verify_due(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
         self.rebuild_due(now, store);
@@ -622,6 +642,7 @@ impl Replica {
             .chain(self.pending.next_want())
             .chain(transfers)
             .chain(self.inspections.next_deadline(now))
+            .chain(self.verifications.next_deadline(now))
             .chain(recount)
             .fold(idle, u64::min)
             .max(now.mono_us)

@@ -9,6 +9,8 @@ mod parked;
 mod repair;
 #[path = "scenarios/script.rs"]
 mod script;
+#[path = "scenarios/verify.rs"]
+mod verify;
 
 use bytes::Bytes;
 use tropism_crdt::cell::Content;

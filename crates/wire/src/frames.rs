@@ -17,7 +17,7 @@ use tropism_storage::{Head, ShardRow};
 
 use crate::from_proto::kind;
 use crate::limits::MAX_MESSAGE_BYTES;
-use crate::{to_proto, v1};
+use crate::{to_proto, v1, verify_frames};
 
 /// Version of the link's protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -31,7 +31,7 @@ const PACK_LEVEL: i32 = 1;
 #[error("malformed frame: {0}")]
 pub struct FrameError(String);
 
-fn malformed(what: impl Into<String>) -> FrameError {
+pub(crate) fn malformed(what: impl Into<String>) -> FrameError {
     FrameError(what.into())
 }
 
@@ -153,6 +153,8 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
             keys: states.iter().map(|(key, _)| key.clone()).collect(),
             states: Some(pack(&states.iter().map(|(_, state)| state.clone()).collect::<Vec<_>>())),
         }),
+        FrameBody::Verify(verify) => Message::Verify(verify_frames::question(verify)),
+        FrameBody::Verified(verified) => Message::Verified(verify_frames::answer(verified)),
         FrameBody::Heartbeat(beat) => Message::Heartbeat(v1::Heartbeat {
             sent_us: beat.sent_us,
             wall_ms: beat.wall_ms,
@@ -301,6 +303,8 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
                 states: differ.keys.into_iter().zip(states).collect(),
             })
         }
+        Message::Verify(verify) => FrameBody::Verify(verify_frames::asked(verify)?),
+        Message::Verified(verified) => FrameBody::Verified(verify_frames::answered(verified)?),
         Message::Heartbeat(beat) => {
             let position = beat.position.unwrap_or_default();
             FrameBody::Heartbeat(Heartbeat {
@@ -396,7 +400,7 @@ pub fn hello_from_message(message: &v1::Hello) -> Result<(Hello, [u8; 32]), Fram
     Ok((hello, nonce))
 }
 
-fn shard_vector(row: &ShardRow, vector: &Vector, digest: Option<u128>) -> v1::ShardVector {
+pub(crate) fn shard_vector(row: &ShardRow, vector: &Vector, digest: Option<u128>) -> v1::ShardVector {
     v1::ShardVector {
         scope: row.scope.name.as_str().to_owned(),
         scope_incarnation: row.scope.incarnation,
@@ -454,7 +458,7 @@ fn shard_told(told: &v1::ShardTold) -> Result<(ShardId, Vec<(Origin, u64)>), Fra
     Ok((shard(&told.shard)?, entries.collect::<Result<_, FrameError>>()?))
 }
 
-fn shard_state(message: &v1::ShardVector) -> Result<ShardState, FrameError> {
+pub(crate) fn shard_state(message: &v1::ShardVector) -> Result<ShardState, FrameError> {
     let name = ScopeName::new(&message.scope).map_err(|error| malformed(error.to_string()))?;
     let index = u16::try_from(message.shard_index).map_err(|_| malformed("a shard index above 65535"))?;
     let kind = kind("kind", message.kind).map_err(|problem| malformed(problem.message()))?;
@@ -467,13 +471,13 @@ fn shard_state(message: &v1::ShardVector) -> Result<ShardState, FrameError> {
     Ok(ShardState { row, vector, digest })
 }
 
-fn vector(bytes: &[u8]) -> Result<Vector, FrameError> {
+pub(crate) fn vector(bytes: &[u8]) -> Result<Vector, FrameError> {
     let mut reader = Reader::new(bytes);
     let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
     vector.map_err(|error| malformed(error.to_string()))
 }
 
-fn digest(bytes: &[u8]) -> Result<u128, FrameError> {
+pub(crate) fn digest(bytes: &[u8]) -> Result<u128, FrameError> {
     Ok(u128::from_be_bytes(bytes.try_into().map_err(|_| malformed("a digest has 16 bytes"))?))
 }
 
@@ -483,7 +487,7 @@ fn range_sum(message: &v1::RangeSum) -> Result<(u16, u128), FrameError> {
     Ok((range, u128::from_be_bytes(sum)))
 }
 
-fn shard(bytes: &[u8]) -> Result<ShardId, FrameError> {
+pub(crate) fn shard(bytes: &[u8]) -> Result<ShardId, FrameError> {
     Ok(ShardId(bytes.try_into().map_err(|_| malformed("a shard id has 16 bytes"))?))
 }
 
@@ -491,7 +495,7 @@ fn store_id(bytes: &[u8]) -> Result<u128, FrameError> {
     Ok(u128::from_be_bytes(bytes.try_into().map_err(|_| malformed("a store id has 16 bytes"))?))
 }
 
-fn origin(bytes: &[u8]) -> Result<Origin, FrameError> {
+pub(crate) fn origin(bytes: &[u8]) -> Result<Origin, FrameError> {
     let mut reader = Reader::new(bytes);
     let origin = Origin::decode(&mut reader).and_then(|origin| reader.finish().map(|()| origin));
     origin.map_err(|error| malformed(format!("origin {error}")))
@@ -602,7 +606,9 @@ mod tests {
 
     #[test]
     fn every_frame_survives_its_message() {
-        for body in bodies() {
+        let scope = ScopeId { name: ScopeName::new("shop/carts").unwrap(), incarnation: 0 };
+        let row = ShardRow { scope, index: 2, kind: Kind::Counter };
+        for body in bodies().into_iter().chain(verify_frames::bodies(&row, some_origin())) {
             let frame = Frame { round: 2, number: 3, body };
             assert_eq!(from_message(to_message(&frame)), Ok(Some(frame)));
         }

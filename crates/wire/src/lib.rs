@@ -11,6 +11,7 @@ pub mod frames;
 pub mod from_proto;
 pub mod limits;
 pub mod to_proto;
+mod verify_frames;
 
 pub use error::{Effect, Problem, Reason};
 

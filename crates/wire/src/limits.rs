@@ -28,3 +28,5 @@ pub const DEFAULT_PAGE_PARKED: u32 = 100;
 pub const MAX_PAGE_PARKED: u32 = 1000;
 /// Longest content type in bytes, as long as RFC 6838 lets both its names be.
 pub const MAX_CONTENT_TYPE_BYTES: usize = 255;
+/// Keys that one answer about the comparison of a scope names: a person reads them.
+pub const MAX_VERIFIED_KEYS: usize = tropism_replica::limits::VERIFIED_KEYS;

@@ -42,7 +42,7 @@ fn the_descriptors_list_the_services_and_their_methods() {
         methods("StateService"),
         "Get BatchGet Put BatchPut Patch Increment BatchIncrement Delete Expire Scan Watch Stamp"
     );
-    assert_eq!(methods("ScopeService"), "GetScope ListScopes DropScope");
+    assert_eq!(methods("ScopeService"), "GetScope ListScopes VerifyScope DropScope");
     assert_eq!(methods("ParkedService"), "ListParked GetParked RetryParked DropParked");
     assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes");
     assert_eq!(methods("PeerService"), "Link");

@@ -41,6 +41,7 @@ fn the_commands_of_the_manual_are_understood() {
         &["parked", "drop", "shop/carts", "alice", "--yes"],
         &["scopes", "--prefix", "shop"],
         &["scope", "shop/carts"],
+        &["verify", "shop/carts", "--from", "tokyo", "--json"],
         &[
             "dev",
             "--regions",
@@ -103,6 +104,8 @@ fn wrong_arguments_end_with_status_two_and_name_the_argument() {
         (vec!["watch", "a", "--key", "b", "--prefix", "c"], "--prefix"),
         (vec!["watch", "a", "--values", "--resume", "00"], "--resume"),
         (vec!["stamp", "a", "--count", "1001"], "--count"),
+        (vec!["verify"], "<SCOPE>"),
+        (vec!["verify", "a//b"], "<SCOPE>"),
         (vec!["parked"], "list"),
         (vec!["parked", "drop", "a"], "<KEY>"),
         (vec!["parked", "show", "a", "b", "--node", "n", "--from", "tokyo"], "--from"),

@@ -41,6 +41,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod value;
+mod verify;
 mod watch;
 mod write;
 

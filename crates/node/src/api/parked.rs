@@ -171,7 +171,7 @@ impl ParkedService for Api {
 
 impl Inner {
     /// Refuses a call that means another node.
-    fn addressed(&self, node: &str) -> Result<(), Problem> {
+    pub(super) fn addressed(&self, node: &str) -> Result<(), Problem> {
         if node.is_empty() || node == self.node.as_str() {
             return Ok(());
         }

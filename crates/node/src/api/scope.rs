@@ -26,11 +26,7 @@ impl ScopeService for Api {
         request: Request<v1::GetScopeRequest>,
     ) -> Result<Response<v1::GetScopeResponse>, Status> {
         let (_, v1::GetScopeRequest { name }) = Call::of(request)?;
-        let name = from_proto::scope_name("name", &name)?;
-        let Some(record) = self.record(&name) else {
-            let message = format!("no policy rule matches scope \"{name}\"");
-            return Err(Problem::not_found(Reason::ScopeNotFound, message).at("name").into());
-        };
+        let record = self.known_record(&name)?;
         let published = self.handle.published();
         let shards: Vec<ShardId> =
             (0..record.spread).map(|index| ShardId::of(&record.scope, index)).collect();
@@ -84,6 +80,14 @@ impl ScopeService for Api {
         Ok(Response::new(response))
     }
 
+    async fn verify_scope(
+        &self,
+        request: Request<v1::VerifyScopeRequest>,
+    ) -> Result<Response<v1::VerifyScopeResponse>, Status> {
+        let (Call { deadline, .. }, request) = Call::of(request)?;
+        Ok(Response::new(self.verify(&request, deadline.give_up).await?))
+    }
+
     async fn drop_scope(
         &self,
         request: Request<v1::DropScopeRequest>,
@@ -99,6 +103,15 @@ impl ScopeService for Api {
 }
 
 impl Inner {
+    /// The record of the scope of a request's name.
+    pub(super) fn known_record(&self, name: &str) -> Result<PlacementRecord, Problem> {
+        let name = from_proto::scope_name("name", name)?;
+        self.record(&name).ok_or_else(|| {
+            let message = format!("no policy rule matches scope \"{name}\"");
+            Problem::not_found(Reason::ScopeNotFound, message).at("name")
+        })
+    }
+
     fn record(&self, name: &ScopeName) -> Option<PlacementRecord> {
         Some(PlacementRecord::implied(RULE_EPOCH, self.rules.find(name)?, name))
     }

@@ -245,7 +245,7 @@ impl Stage {
                 let line = match output {
                     Output::Reply { outcome, .. } => Some(answer(outcome)),
                     Output::Event(event) => said_of(&event),
-                    Output::Parked { .. } => None, // no step of a script asks for it
+                    Output::Parked { .. } | Output::Verified { .. } => None, // no step asks for them
                     Output::Disconnect { reason, .. } => Some(format!("drops a link: {reason}")),
                     Output::Send { .. } => {
                         self.cluster.nodes[at].outputs.push(output);

@@ -60,6 +60,7 @@ impl World {
             if self.rng.chance(5) { self.rng.between(0, 300_000) } else { self.rng.between(0, 40_000) };
         self.schedule(pause, What::Operate);
         self.look_after_parked();
+        self.verify_now_and_then();
         let client = self.rng.index(self.clients.len());
         if self.rng.chance(50) && self.clients[client].call.is_none() {
             return self.call(client);

@@ -7,6 +7,7 @@ mod journal;
 mod links;
 mod node;
 mod operator;
+mod verifier;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -21,6 +22,7 @@ pub(crate) use self::faults::FaultKind;
 use self::faults::Mend;
 use self::journal::Journal;
 use self::node::Node;
+use self::verifier::Verifier;
 use crate::checkers::{Checkers, Fact, Promise};
 use crate::config::Config;
 use crate::network::Network;
@@ -83,6 +85,7 @@ struct World {
     forging: Vec<(usize, usize)>,
     /// What an operator asked for and has no answer to, by ticket.
     asked_parked: BTreeMap<u64, operator::Asked>,
+    verifier: Verifier,
     settling: bool,
     trace: Trace,
 }
@@ -138,6 +141,7 @@ impl World {
             next_call: 0,
             forging: Vec::new(),
             asked_parked: BTreeMap::new(),
+            verifier: Verifier::new(seed),
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
         };
@@ -167,7 +171,7 @@ impl World {
             let Some(what) = self.events.remove(&at) else { continue };
             self.now_us = at.0;
             self.happen(what);
-            equal = self.settling && self.order.is_multiple_of(64) && self.all_equal();
+            equal = self.settling && self.order.is_multiple_of(64) && self.all_equal() && self.all_verified();
             if self.settling && self.now_us > self.report.virtual_us + SETTLE_LIMIT_US {
                 let status: Vec<_> = self
                     .nodes

@@ -216,6 +216,7 @@ impl World {
         self.journal.note(self.now_us, at, || format!("crashes, {keep} of {unsynced} unsynced commits stay"));
         self.nodes[at].disk.crash(keep);
         self.nodes[at].published = None;
+        self.verifier_lost(at);
         match self.size.sabotage {
             Some(Sabotage::ForgetsClock) => self.nodes[at].disk.forget_clock(),
             Some(Sabotage::ForgetsVector) => self.nodes[at].disk.forget_a_vector_entry(),
@@ -488,6 +489,7 @@ impl World {
                 self.replied(at, ticket, outcome);
             }
             Output::Parked { ticket, outcome } => self.looked_after(at, ticket, outcome),
+            Output::Verified { ticket, outcome } => self.was_verified(at, ticket, outcome),
             Output::Send { to, frame } => self.send(at, to, frame),
             Output::Disconnect { peer, .. } => {
                 let Some(peer) = self.number(peer) else { return };

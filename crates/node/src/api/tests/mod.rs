@@ -6,6 +6,7 @@ mod parked;
 mod scans;
 mod status;
 mod values;
+mod verify;
 mod watches;
 
 use std::sync::Arc;
