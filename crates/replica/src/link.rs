@@ -13,11 +13,12 @@ use tropism_placement::{RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
+use crate::credit::Credit;
 use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want};
 use crate::inspect::Unmet;
 use crate::limits::{
-    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, GIVE_STEP_US, HEARTBEAT_US,
-    OUTSTANDING_CHANGES, RESEND_US, SILENT_US, TELL_LAZILY_US,
+    BATCH_LINGER_US, COMPARE_US, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
+    SILENT_US, TELL_LAZILY_US, WALKED_CHANGES, WALKED_US,
 };
 use crate::recent::Logged;
 use crate::reconcile::{Owes, Suspects};
@@ -99,6 +100,9 @@ struct Session {
     partial: usize,
     /// When changes that wait for company are sent without.
     batch_due_us: Option<u64>,
+    /// When the log is read on for the peer.
+    walk_due_us: Option<u64>,
+    credit: Credit,
     outstanding: Outstanding,
     last_batch_us: u64,
     last_progress_us: u64,
@@ -277,10 +281,16 @@ impl Link {
         self.session.as_mut().map(|session| &mut session.giving)
     }
 
+    /// Whether it is time to send states.
+    pub(crate) fn give_due(&self, now: Now) -> bool {
+        let ready = |session: &Session| session.give_due_us <= now.mono_us && !session.giving.is_empty();
+        self.session.as_ref().is_some_and(ready)
+    }
+
     /// States were sent: the next ones when others had their turn.
-    pub(crate) fn gave(&mut self, now: Now) {
+    pub(crate) fn gave(&mut self, next_us: u64) {
         if let Some(session) = &mut self.session {
-            session.give_due_us = now.mono_us + GIVE_STEP_US;
+            session.give_due_us = next_us;
         }
     }
 
@@ -366,11 +376,12 @@ impl Link {
         let session = self.session.as_ref()?;
         // What waits for credit goes on when the peer tells.
         let left = session.outstanding.left.first().map(|(due, _)| *due);
-        let left = left.filter(|_| session.outstanding.bytes < CREDIT_BYTES);
+        let left = left.filter(|_| session.outstanding.bytes < session.credit.bytes());
         let giving = session.giving.iter().any(Giving::is_ready).then_some(session.give_due_us);
         let owed = session.owes.as_ref().map(|owes| owes.due_us);
+        let suspects = session.suspects.next_due();
         let times =
-            [session.tell_at_us, session.batch_due_us, left, session.suspects.next_due(), giving, owed];
+            [session.tell_at_us, session.batch_due_us, session.walk_due_us, left, suspects, giving, owed];
         Some(times.into_iter().flatten().fold(session.next_heartbeat_us, u64::min))
     }
 
@@ -474,6 +485,8 @@ impl Replica {
             position: link.row.cursor,
             partial: 0,
             batch_due_us: None,
+            walk_due_us: None,
+            credit: Credit::new(now.mono_us),
             outstanding: Outstanding::default(),
             last_batch_us: 0,
             last_progress_us: now.mono_us,
@@ -582,6 +595,7 @@ impl Replica {
         let Some(session) = &mut link.session else { return };
         session.peer_told_commit = session.peer_told_commit.max(told.commit);
         let mut acknowledged = Vec::new();
+        let before = session.outstanding.bytes;
         for (shard, entries) in &told.shards {
             for (origin, seq) in entries {
                 if session.outstanding.told(*shard, *origin, *seq) {
@@ -592,6 +606,7 @@ impl Replica {
                 }
             }
         }
+        session.credit.told(now.mono_us, before - session.outstanding.bytes);
         link.settle_cursor();
         for (shard, seq) in acknowledged {
             self.acknowledged(shard, seq, &region);
@@ -639,6 +654,7 @@ impl Replica {
         if echo > 0
             && let Some(rtt) = now.mono_us.checked_sub(echo.saturating_add(held))
         {
+            session.credit.measured(rtt);
             session.rtt_us = Some(session.rtt_us.map_or(rtt, |old| (old * 7 + rtt) / 8));
             let half_ms = i64::try_from(rtt / 2_000).unwrap_or(i64::MAX);
             let theirs = i64::try_from(beat.wall_ms).unwrap_or(i64::MAX).saturating_add(half_ms);
@@ -741,7 +757,7 @@ impl Replica {
         // What others should have sent and the peer still lacks.
         while let Some((due, key)) = session.outstanding.left.first().copied()
             && due <= now.mono_us
-            && session.outstanding.bytes < CREDIT_BYTES
+            && session.outstanding.bytes < session.credit.bytes()
         {
             match store.change(&key)? {
                 Some(bytes) => {
@@ -757,11 +773,19 @@ impl Replica {
                 }
             }
         }
+        // What is not in memory any more is read at the pace of background work.
+        let share = self.budget.share(now, WALKED_CHANGES, WALKED_US);
+        let rests = session.walk_due_us.is_some_and(|due| due > now.mono_us);
+        let mut read = 0;
         while !linger
             && session.position < open
-            && session.outstanding.bytes < CREDIT_BYTES
+            && session.outstanding.bytes < session.credit.bytes()
             && session.outstanding.count < OUTSTANDING_CHANGES
         {
+            let late = !self.recent.covers(session.position + 1);
+            if late && (rests || read >= share.items) {
+                break;
+            }
             *if self.recent.covers(session.position + 1) { &mut walked.0 } else { &mut walked.1 } += 1;
             let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)?
             else {
@@ -776,8 +800,9 @@ impl Replica {
                 session.partial = 0;
             }
             let mut stopped = false;
+            read += if late { changes.len().max(1) } else { 0 };
             for logged in &changes[session.partial.min(changes.len())..] {
-                if session.outstanding.bytes >= CREDIT_BYTES {
+                if session.outstanding.bytes >= session.credit.bytes() {
                     stopped = true;
                     break;
                 }
@@ -816,6 +841,19 @@ impl Replica {
         }
         let unsent = session.position + 1 < open || session.partial < self.recent.len(open);
         session.batch_due_us = (linger && unsent).then_some(session.last_batch_us + BATCH_LINGER_US);
+        if session.outstanding.bytes >= session.credit.bytes() {
+            session.credit.waits();
+        }
+        if !rests {
+            let more = !self.recent.covers(session.position + 1) && session.position + 1 < open;
+            let room = session.outstanding.bytes < session.credit.bytes()
+                && session.outstanding.count < OUTSTANDING_CHANGES;
+            let more = more && room && !linger;
+            session.walk_due_us = (more || read > 0).then_some(now.mono_us + share.step_us);
+        }
+        if read > 0 {
+            self.budget.did(share.us_of(read), |work| work.walked_changes += read as u64);
+        }
         self.recent.count(walked);
         batch.finish(&mut frames);
         if !frames.is_empty() {

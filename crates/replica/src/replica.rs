@@ -15,6 +15,7 @@ use tropism_storage::{
 };
 
 use crate::apply::Pending;
+use crate::budget::{Budget, BudgetStatus, Foreground, Pace};
 use crate::census::{Census, Counted, Degraded, ParkedShards};
 use crate::digest::{DigestKey, Fingerprints};
 use crate::documents::{Documents, LongHistory};
@@ -26,6 +27,7 @@ use crate::limits::{
 use crate::link::{Link, LinkStatus};
 use crate::parked::{ParkedCall, ParkedError, ParkedStep};
 use crate::recent::{Logged, Recent};
+use crate::scrub::ScrubStatus;
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
 use crate::transfer::Transfers;
@@ -80,6 +82,9 @@ pub enum Input {
         /// The key; `None`: as many keys as one turn may merge.
         key: Option<String>,
     },
+    /// What the driver measured in a window of some [`WINDOW_US`](crate::limits::WINDOW_US): the pace of background work
+    /// follows it. Without such inputs it is what it is with nobody in the foreground.
+    Foreground(Box<Foreground>),
     /// Time passed: [`Replica::next_deadline`] is due.
     Tick,
 }
@@ -353,6 +358,7 @@ pub struct Replica {
     pub(crate) census: Census,
     pub(crate) transfers: Transfers,
     pub(crate) inspections: Inspections,
+    pub(crate) budget: Budget,
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
@@ -431,6 +437,10 @@ pub struct Status {
     pub stable_commit: u64,
     /// The links.
     pub links: Vec<LinkStatus>,
+    /// How background work goes.
+    pub budget: BudgetStatus,
+    /// How far the scrub is.
+    pub scrub: ScrubStatus,
 }
 
 impl Replica {
@@ -519,6 +529,7 @@ impl Replica {
             census: Census::default(),
             transfers,
             inspections: Inspections::open(origin.random),
+            budget: Budget::default(),
             times_full: TimesFull::default(),
             dropped,
             barred: BTreeSet::new(),
@@ -541,7 +552,10 @@ impl Replica {
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
             Input::Settle { shard, key: Some(key) } => self.settle(store, shard, &key)?,
-            Input::Settle { shard, key: None } => self.settle_some(store, shard)?,
+            Input::Settle { shard, key: None } => {
+                self.settle_some(store, shard, self.identity.settle_keys)?
+            }
+            Input::Foreground(seen) => self.budget.window(now, &seen),
             Input::Tick => {}
         }
         Ok(())
@@ -581,6 +595,7 @@ impl Replica {
         let idle = now.mono_us + crate::limits::HEARTBEAT_US;
         let transfers = self.transfers.next_deadline(now);
         let recount = self.sweep.next_recount(now);
+        let sweep = self.sweep.next_step(now);
         links
             .into_iter()
             .chain(waiting)
@@ -588,6 +603,7 @@ impl Replica {
             .chain(transfers)
             .chain(self.inspections.next_deadline(now))
             .chain(recount)
+            .chain([sweep])
             .fold(idle, u64::min)
             .max(now.mono_us)
     }
@@ -626,6 +642,11 @@ impl Replica {
         self.transfers.settling().collect()
     }
 
+    /// How fast background work goes: what the driver may take of late frames.
+    pub fn pace(&self, now: Now) -> Pace {
+        self.budget.pace(now)
+    }
+
     /// No stamp at or beyond this is issued, Unix ms.
     pub fn reserved_ms(&self) -> u64 {
         self.clock.reserved_ms()
@@ -644,6 +665,8 @@ impl Replica {
     /// How this node and its links are.
     pub fn status(&self, now: Now) -> Status {
         Status {
+            budget: self.budget.status(now),
+            scrub: self.sweep.scrub_status(now),
             origin: self.origin,
             store_id: self.store_id,
             fenced: self.fenced,
@@ -790,6 +813,7 @@ impl Replica {
         shard.digest = Some(sum);
         if digest.is_some() {
             let scope = shard.record.scope.name.clone();
+            self.sweep.found_damage();
             self.event(Event::Rotted { scope, shard: id });
         }
         Ok(())
