@@ -1,27 +1,30 @@
 //! The only loop around the replica: one thread that owns replica and store, and the handle the rest of the node uses.
 //!
-//! The thread drains the inputs that are there into a turn, flushes and commits it. Another thread syncs it, publishes a
-//! snapshot and only then lets replies and frames leave (`sync.rs`), while this one gathers the next turn: group
-//! commit without linger. Readers never queue here: they take the last published snapshot.
+//! The thread drains the inputs that are there into a turn (`inbox.rs` says in which order), flushes and commits it.
+//! Another thread syncs it, publishes a snapshot and only then lets replies and frames leave (`sync.rs`), while this one
+//! gathers the next turn: group commit without linger. Readers never queue here: they take the last published snapshot.
+//! How long writes take is measured, and told to the replica, whose background work follows it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_placement::ShardId;
+use tropism_replica::limits::WINDOW_US;
 use tropism_replica::{
-    BootError, Event, Frame, Hello, Identity, Input, Now, Output, ParkedCall, ParkedError, ParkedStep,
-    Replica, ReplicaError, Status, Ticket, Write, WriteDone, WriteError,
+    BootError, Event, Foreground, Frame, Hello, Identity, Input, Latencies, Now, Output, ParkedCall,
+    ParkedError, ParkedStep, Replica, ReplicaError, Status, Ticket, Write, WriteDone, WriteError,
 };
 use tropism_storage::{Footprint, Head, KeptValues, Store, StoreError, Tally, View};
 
+use crate::inbox::{Inbox, Next, Waited, carries_changes};
 use crate::lane::Replier;
 pub use crate::sync::Witnessed;
 use crate::sync::{Finisher, Leaving, SyncThread, Turn};
@@ -30,10 +33,12 @@ use crate::sync::{Finisher, Leaving, SyncThread, Turn};
 /// second this is a tenth of a second.
 pub const INPUT_QUEUE: usize = 4_096;
 /// Inputs of one turn: bounds the batch and how long the first of them waits for the last.
-const TURN_INPUTS: usize = 1_024;
+pub(crate) const TURN_INPUTS: usize = 1_024;
 /// A turn that has lasted so long takes no more inputs: what a peer sends at once while this node catches up would keep
 /// answers and heartbeats for seconds.
 const TURN_TIME: Duration = Duration::from_millis(10);
+/// What has come of a turn's time or inputs belongs to clients first, percent; the rest to peers first.
+const CLIENTS_PERCENT: u32 = 75;
 /// Frames that wait for a peer's socket; credit bounds their bytes to a few MiB. Beyond it the link is dropped.
 pub const FRAME_QUEUE: usize = 1_024;
 /// A turn of so few inputs is synced by the replica's own thread.
@@ -152,6 +157,7 @@ pub(crate) enum Message {
     Write {
         write: Box<Write>,
         reply: Replier,
+        came: Instant,
     },
     Parked {
         call: Box<ParkedCall>,
@@ -178,6 +184,7 @@ pub(crate) enum Message {
         peer: NodeId,
         connection: u64,
         frame: Frame,
+        place: OwnedSemaphorePermit,
     },
     Settle {
         shard: ShardId,
@@ -202,7 +209,7 @@ impl Handle {
     /// Writes, and waits for the durability the write asks for.
     pub async fn write(&self, write: Write) -> Result<WriteDone, CallError> {
         let (reply, outcome) = Replier::new();
-        self.try_send(Message::Write { write: Box::new(write), reply })?;
+        self.try_send(Message::Write { write: Box::new(write), reply, came: Instant::now() })?;
         Ok(outcome.await.map_err(|_| CallError::Stopped)??)
     }
 
@@ -260,8 +267,10 @@ impl Handle {
         self.send(Message::LinkDown { peer, connection }).await;
     }
 
-    pub(crate) async fn frame(&self, peer: NodeId, connection: u64, frame: Frame) {
-        self.send(Message::Frame { peer, connection, frame }).await;
+    /// Hands over a frame as soon as there is a place for it among those of its connection.
+    pub(crate) async fn frame(&self, peer: NodeId, connection: u64, frame: Frame, places: &Arc<Semaphore>) {
+        let Ok(place) = places.clone().acquire_owned().await else { return }; // never closed
+        self.send(Message::Frame { peer, connection, frame, place }).await;
     }
 
     /// For clients: sheds when the queue is full.
@@ -311,7 +320,10 @@ impl Driver {
             values: store.kept_values(),
             settling: replica.settling(),
         }));
-        let (messages, inbox) = sync_channel(INPUT_QUEUE);
+        // As many as a turn takes are sorted already.
+        let (messages, inbox) = sync_channel(INPUT_QUEUE - TURN_INPUTS);
+        let mut inbox = Inbox::new(inbox);
+        let latencies = Arc::new(Mutex::new(Latencies::default()));
         let (commits_sender, commits) = watch::channel(store.head().commit);
         let (failed_sender, failed) = watch::channel(None);
         let handle =
@@ -325,6 +337,7 @@ impl Driver {
             witness,
             published: published.clone(),
             commits: commits_sender,
+            latencies: latencies.clone(),
         };
         let started = |error: std::io::Error| {
             let problem = error.to_string();
@@ -345,10 +358,15 @@ impl Driver {
             inputs: 0,
             began: None,
             leaving: Vec::new(),
+            came: Vec::new(),
             footprint_due: Instant::now(),
+            latencies,
+            window: Foreground::default(),
+            window_began: Instant::now(),
+            late_us: 0,
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
-            if let Err(failure) = turns.run(&inbox) {
+            if let Err(failure) = turns.run(&mut inbox) {
                 error!(%failure, "the node stops");
                 failed_sender.send_replace(Some(failure));
             }
@@ -394,63 +412,120 @@ struct Turns {
     began: Option<Instant>,
     /// What leaves with the open turn beside the replica's outputs.
     leaving: Vec<Leaving>,
+    /// When the writes of the open turn had come.
+    came: Vec<Instant>,
     footprint_due: Instant,
+    /// How long writes took that are durable, since the window began.
+    latencies: Arc<Mutex<Latencies>>,
+    /// What the window is told of beside that.
+    window: Foreground,
+    window_began: Instant,
+    /// How long late frames took of the open turn, us.
+    late_us: u64,
 }
 
 impl Turns {
     /// Gathers inputs into the open turn, and ends it as soon as the turn before is durable.
-    fn run(&mut self, inbox: &Receiver<Message>) -> Result<(), Failure> {
+    fn run(&mut self, inbox: &mut Inbox) -> Result<(), Failure> {
         loop {
-            let first = self.next(inbox)?;
+            let waited = self.wait(inbox)?;
             let now = self.time.now();
-            let mut stopping = false;
-            if first.is_none() {
+            if waited == Waited::InVain {
                 self.replica.handle(now, &mut self.store, Input::Tick)?;
             }
-            let room = TURN_INPUTS.saturating_sub(self.inputs);
-            for message in first.into_iter().chain(inbox.try_iter()).take(room) {
-                stopping |= matches!(message, Message::Stop);
-                self.take(now, message)?;
-                if self.began.get_or_insert_with(Instant::now).elapsed() >= TURN_TIME {
-                    break;
-                }
-            }
-            if stopping {
+            if self.gather(now, inbox)? || waited == Waited::Over {
                 self.sync.wait()?;
-                self.end_turn(now)?;
+                self.end_turn(now, inbox)?;
                 self.sync.wait()?;
                 return self.stop();
             }
             if !self.sync.busy()? {
-                self.end_turn(now)?;
+                self.end_turn(now, inbox)?;
             }
         }
     }
 
-    /// The next message; none when the open turn can end, or time asks for something.
-    fn next(&mut self, inbox: &Receiver<Message>) -> Result<Option<Message>, Failure> {
+    /// Whether the open turn takes no more.
+    fn is_full(&self) -> bool {
+        self.inputs >= TURN_INPUTS || self.began.is_some_and(|began| began.elapsed() >= TURN_TIME)
+    }
+
+    /// Waits until there is something to take, the open turn can end, or time asks for something.
+    fn wait(&mut self, inbox: &mut Inbox) -> Result<Waited, Failure> {
+        let now = self.time.now();
+        inbox.receive(now);
+        let late = inbox.late_in();
+        let ready = inbox.has_prompt() || late.is_some_and(|late| late.is_zero());
         if self.sync.busy()? {
-            if self.inputs >= TURN_INPUTS || self.began.is_some_and(|began| began.elapsed() >= TURN_TIME) {
+            if self.is_full() {
                 self.sync.wait()?;
-                return Ok(None);
+                return Ok(Waited::InVain);
+            }
+            if ready {
+                return Ok(Waited::Came);
             }
             // The end of the sync is a message too; that its thread ended is not.
-            return Ok(inbox.recv_timeout(SYNC_CHECK).ok());
+            return Ok(inbox.wait(now, late.map_or(SYNC_CHECK, |late| late.min(SYNC_CHECK))));
         }
-        if self.inputs > 0 {
-            return Ok(inbox.try_recv().ok());
+        if ready || self.inputs > 0 {
+            return Ok(Waited::Came);
         }
-        let now = self.time.now();
         let patience = Duration::from_micros(self.replica.next_deadline(now).saturating_sub(now.mono_us));
-        match inbox.recv_timeout(patience) {
-            Ok(message) => Ok(Some(message)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Ok(Some(Message::Stop)),
+        Ok(inbox.wait(now, late.map_or(patience, |late| late.min(patience))))
+    }
+
+    /// Takes what is there; says whether to stop. What comes while another thing is taken has its turn, too.
+    fn gather(&mut self, now: Now, inbox: &mut Inbox) -> Result<bool, Failure> {
+        let mut stopping = false;
+        while !self.is_full() {
+            inbox.receive(now);
+            let of_time =
+                self.began.is_some_and(|began| began.elapsed() * 100 >= TURN_TIME * CLIENTS_PERCENT);
+            let of_inputs = self.inputs * 100 >= TURN_INPUTS * CLIENTS_PERCENT as usize;
+            let Some(next) = inbox.next(of_time || of_inputs) else { break };
+            stopping |= matches!(next, Next::Message(Message::Stop));
+            self.take(now, next)?;
         }
+        if !self.is_full() && inbox.late_in().is_some_and(|late| late.is_zero()) {
+            self.take_late(now, inbox)?;
+        }
+        Ok(stopping)
+    }
+
+    /// Takes late frames for a stretch, or until there is something else.
+    fn take_late(&mut self, now: Now, inbox: &mut Inbox) -> Result<(), Failure> {
+        let pace = self.replica.pace(self.time.now());
+        let stretch = Duration::from_micros(pace.stretch_us());
+        let begun = Instant::now();
+        loop {
+            let left = stretch.saturating_sub(begun.elapsed());
+            if left.is_zero() || self.is_full() {
+                break;
+            }
+            let Some((next, changes)) = inbox.next_late(micros(left)) else { break };
+            let is_measured = matches!(&next, Next::Frame(.., frame) if carries_changes(frame));
+            let at = Instant::now();
+            self.take(now, next)?;
+            if is_measured {
+                inbox.took(changes, at.elapsed());
+                self.window.late_changes += changes as u64;
+            }
+            inbox.receive(now);
+            if inbox.has_prompt() {
+                break;
+            }
+        }
+        let us = micros(begun.elapsed());
+        self.late_us += us;
+        self.window.late_us += us;
+        inbox.pause_late(pace, us);
+        Ok(())
     }
 
     /// Ends the open turn: what links have to send joins it, it is committed, and leaves when it is durable.
-    fn end_turn(&mut self, now: Now) -> Result<(), Failure> {
+    fn end_turn(&mut self, now: Now, inbox: &mut Inbox) -> Result<(), Failure> {
+        let (ends, gathered) = (Instant::now(), self.began.map_or(Duration::ZERO, |began| began.elapsed()));
+        self.end_window(now)?;
         self.replica.flush(now, &mut self.store)?;
         let committed = self.store.commit(now.wall_ms)?.is_some();
         let mut leaving = std::mem::take(&mut self.leaving);
@@ -465,13 +540,33 @@ impl Turns {
             reserved_ms: self.replica.reserved_ms(),
             published: (committed || self.status_due <= Instant::now()).then(|| self.publish(now, committed)),
             leaving,
+            came: std::mem::take(&mut self.came),
         };
         // A short turn is synced here: waking another thread would take as long as what could be done meanwhile.
         if committed && inputs > SYNCED_IN_PLACE {
             self.sync.begin(turn);
+        } else {
+            self.sync.in_place(turn)?;
+        }
+        let late_us = std::mem::take(&mut self.late_us);
+        if late_us > 0 {
+            // Their part of what ending the turn took, too.
+            let us = micros(ends.elapsed()).saturating_mul(late_us) / micros(gathered).max(late_us);
+            self.window.late_us += us;
+            inbox.pause_late(self.replica.pace(now), us);
+        }
+        Ok(())
+    }
+
+    /// Tells the replica how the foreground fared, when a window is over.
+    fn end_window(&mut self, now: Now) -> Result<(), Failure> {
+        if self.window_began.elapsed() < Duration::from_micros(WINDOW_US) {
             return Ok(());
         }
-        self.sync.in_place(turn)
+        self.window_began = Instant::now();
+        let mut seen = std::mem::take(&mut self.window);
+        seen.latencies = std::mem::take(&mut *self.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(self.replica.handle(now, &mut self.store, Input::Foreground(Box::new(seen)))?)
     }
 
     fn stop(&mut self) -> Result<(), Failure> {
@@ -479,7 +574,14 @@ impl Turns {
         let committed = self.store.commit(wall_ms())?.is_some();
         let (origin, reserved_ms) = (self.replica.origin(), self.replica.reserved_ms());
         let published = Some(self.publish(self.time.now(), committed));
-        self.sync.in_place(Turn { committed, origin, reserved_ms, published, leaving: Vec::new() })?;
+        self.sync.in_place(Turn {
+            committed,
+            origin,
+            reserved_ms,
+            published,
+            leaving: Vec::new(),
+            came: Vec::new(),
+        })?;
         info!("stopped cleanly");
         Ok(())
     }
@@ -512,13 +614,25 @@ impl Turns {
         }
     }
 
-    fn take(&mut self, now: Now, message: Message) -> Result<(), Failure> {
+    fn take(&mut self, now: Now, next: Next) -> Result<(), Failure> {
         self.inputs += 1;
+        self.began.get_or_insert_with(Instant::now);
+        let message = match next {
+            Next::Message(message) => message,
+            Next::Frame(peer, connection, frame) => {
+                if self.links.get(&peer).is_none_or(|link| link.connection != connection) {
+                    return Ok(());
+                }
+                let input = Input::Frame { from: peer, frame };
+                return Ok(self.replica.handle(now, &mut self.store, input)?);
+            }
+        };
         let input = match message {
-            Message::Write { write, reply } => {
+            Message::Write { write, reply, came } => {
                 if reply.is_closed() {
                     return Ok(()); // the caller has gone before anything happened
                 }
+                self.came.push(came);
                 self.next_ticket += 1;
                 self.replies.insert(self.next_ticket, reply);
                 Input::Write { ticket: self.next_ticket, write }
@@ -550,12 +664,7 @@ impl Turns {
                 self.links.remove(&peer);
                 Input::LinkDown(peer)
             }
-            Message::Frame { peer, connection, frame } => {
-                if self.links.get(&peer).is_none_or(|link| link.connection != connection) {
-                    return Ok(());
-                }
-                Input::Frame { from: peer, frame }
-            }
+            Message::Frame { .. } => return Ok(()), // sorted elsewhere
             Message::Settle { shard, key } => Input::Settle { shard, key },
             Message::Synced => {
                 self.inputs -= 1;
@@ -627,4 +736,9 @@ impl Turns {
         }
         Ok(())
     }
+}
+
+/// A time in us.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

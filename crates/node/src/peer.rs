@@ -15,7 +15,7 @@ use prost::Message as _;
 use rand::RngExt;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -33,6 +33,7 @@ use tropism_wire::v1::peer_service_server::{PeerService, PeerServiceServer};
 use tropism_wire::{Problem, Reason, v1};
 
 use crate::driver::{FRAME_QUEUE, Handle, wall_ms};
+use crate::inbox::PEER_FRAMES;
 use crate::traffic::{Line, Traffic};
 
 /// How long a connection and its handshake may take: ten of the longest round trips.
@@ -333,6 +334,7 @@ impl Links {
         let peer = theirs.node;
         let connection = self.0.next_connection.fetch_add(1, Ordering::Relaxed);
         let (frames, mut to_send) = mpsc::channel(FRAME_QUEUE);
+        let places = Arc::new(Semaphore::new(PEER_FRAMES));
         info!(%peer, region = %theirs.region, "link up");
         self.0.handle.link_up(theirs, connection, frames).await;
         let nobody = Line::default();
@@ -359,7 +361,7 @@ impl Links {
                 })?;
                 if let Some(frame) = frame {
                     line.received(&frame, bytes);
-                    self.0.handle.frame(peer, connection, frame).await;
+                    self.0.handle.frame(peer, connection, frame, &places).await;
                 }
             }
             Ok(())

@@ -157,6 +157,14 @@ impl Share {
     pub(crate) fn us_of(&self, items: usize) -> u64 {
         self.us * items as u64 / self.items.max(1) as u64
     }
+
+    /// When the next step is due after one of so many of the items, from now on, us. At least 1.
+    pub(crate) fn step_after(&self, items: usize) -> u64 {
+        match self.items {
+            0 => self.step_us,
+            most => (self.step_us.saturating_mul(items as u64) / most as u64).max(1),
+        }
+    }
 }
 
 /// How fast background work goes at a moment.

@@ -849,7 +849,7 @@ impl Replica {
             let room = session.outstanding.bytes < session.credit.bytes()
                 && session.outstanding.count < OUTSTANDING_CHANGES;
             let more = more && room && !linger;
-            session.walk_due_us = (more || read > 0).then_some(now.mono_us + share.step_us);
+            session.walk_due_us = (more || read > 0).then_some(now.mono_us + share.step_after(read));
         }
         if read > 0 {
             self.budget.did(share.us_of(read), |work| work.walked_changes += read as u64);

@@ -160,8 +160,7 @@ impl Replica {
         let mut damaged = 0;
         if rows.len() < share.items && next.is_some() {
             // Large ones: the step was over sooner.
-            self.sweep.values_due_us =
-                now.mono_us + (share.step_us * rows.len() as u64 / share.items as u64).max(1);
+            self.sweep.values_due_us = now.mono_us + share.step_after(rows.len());
         }
         self.budget.did(share.us_of(rows.len()), |work| work.scrubbed_rows += rows.len() as u64);
         let (mut due, mut digests) = (Vec::new(), Vec::new());

@@ -306,7 +306,7 @@ impl Replica {
                 frames.push(part);
             }
         }
-        link.gave(now.mono_us + share.step_us);
+        link.gave(now.mono_us + share.step_after(bytes));
         if bytes > 0 {
             self.budget.did(share.us_of(bytes), |work| work.given_bytes += bytes as u64);
         }

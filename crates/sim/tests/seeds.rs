@@ -27,7 +27,12 @@ const FAILED: [(u64, &str); 9] = [
 ];
 
 /// What must happen somewhere in [`FRESH`] seeds: a simulator that never gets there proves nothing about it.
-const MUST_HAPPEN: [&str; 75] = [
+const MUST_HAPPEN: [&str; 80] = [
+    "a late frame was taken",
+    "a part of a late frame was taken",
+    "background work went at its floor",
+    "late frames waited while background work rested",
+    "what was told overtook what is late",
     "a log did not reach back to a peer",
     "a peer has what no log reached back to",
     "a shard came as a whole",

@@ -1,5 +1,6 @@
 //! A cluster in virtual time: nodes with their drivers, disks, clocks and links, driven by one queue of events.
 
+mod background;
 mod clients;
 mod faults;
 mod hostile;
@@ -16,6 +17,7 @@ use tropism_placement::ShardId;
 use tropism_replica::{Frame, Hello, Input, Now, Output};
 use tropism_storage::VectorRow;
 
+use self::background::Background;
 use self::clients::Client;
 pub(crate) use self::faults::FaultKind;
 use self::faults::Mend;
@@ -83,6 +85,7 @@ struct World {
     forging: Vec<(usize, usize)>,
     /// What an operator asked for and has no answer to, by ticket.
     asked_parked: BTreeMap<u64, operator::Asked>,
+    background: Background,
     settling: bool,
     trace: Trace,
 }
@@ -138,6 +141,7 @@ impl World {
             next_call: 0,
             forging: Vec::new(),
             asked_parked: BTreeMap::new(),
+            background: Background::new(seed),
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
         };

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tropism_crdt::{NodeId, Vector};
 use tropism_placement::{RegionName, ShardId};
-use tropism_replica::{DigestKey, Event, Identity, Input, Output, Peer, Replica, Status};
+use tropism_replica::{DigestKey, Event, Hello, Identity, Input, Output, Peer, Replica, Status};
 use tropism_storage::{NodeKey, PeerRow, Reads, Space, Store, View};
 
+use super::background::Frames;
 use super::{Mend, What, World};
 use crate::checkers::{Fact, NodeView, Promise};
 use crate::disk::SimDisk;
@@ -29,6 +30,7 @@ pub(super) struct Node {
     /// Counts starts: outputs of an earlier life do not leave.
     pub(super) life: u64,
     pub(super) inbox: Vec<Input>,
+    pub(super) frames: Frames,
     /// The connections whose beginning it has seen.
     pub(super) up: BTreeMap<usize, u64>,
     /// The links whose beginning its replica takes with the next turn, and those it took: frames leave on these.
@@ -88,6 +90,7 @@ impl Node {
             published: None,
             life: 0,
             inbox: Vec::new(),
+            frames: Frames::default(),
             up: BTreeMap::new(),
             meeting: Vec::new(),
             linked: BTreeMap::new(),
@@ -185,6 +188,7 @@ impl World {
         node.gathered = false;
         node.status = None;
         node.inbox.clear();
+        node.frames.clear();
         node.up.clear();
         node.meeting.clear();
         node.met.clear();
@@ -210,6 +214,7 @@ impl World {
             _ => {}
         }
         self.nodes[at].inbox.clear();
+        self.nodes[at].frames.clear();
         for peer in 0..self.nodes.len() {
             let connection = self.network.connection(at, peer);
             if peer != at
@@ -301,10 +306,20 @@ impl World {
     }
 
     pub(super) fn input(&mut self, at: usize, input: Input) {
-        if self.nodes[at].running.is_some() {
-            self.nodes[at].inbox.push(input);
-            self.wake(at, 0);
+        let now = self.now_of(&self.nodes[at]);
+        let node = &mut self.nodes[at];
+        if node.running.is_none() {
+            return;
         }
+        match input {
+            Input::Frame { from, frame } => node.frames.arrivals.push(now, from, frame, ()),
+            Input::LinkDown(peer) | Input::LinkUp(Hello { node: peer, .. }) => {
+                node.frames.arrivals.forget(peer); // of a connection that is gone
+                node.inbox.push(input);
+            }
+            input => node.inbox.push(input),
+        }
+        self.wake(at, 0);
     }
 
     /// Lets a node take a turn in at most this time.
@@ -340,6 +355,14 @@ impl World {
             if let Err(error) = replica.handle(now, store, input) {
                 failed = Some(error.to_string());
             }
+        }
+        let Some(mut running) = node.running.take() else { return };
+        let took = self.take_frames(at, now, &mut running);
+        let node = &mut self.nodes[at];
+        let (store, replica) = node.running.insert(running);
+        match took {
+            Ok(took) => node.gathered |= node.syncing && took,
+            Err(error) => failed = Some(error),
         }
         if node.syncing && failed.is_none() {
             return self.cover("a turn was gathered while the one before was synced");
@@ -444,8 +467,9 @@ impl World {
         if caught_up {
             node.catching_up = None;
         }
-        let deadline = replica.next_deadline(now).saturating_sub(now.mono_us).max(200);
-        let busy = node.gathered || !node.inbox.is_empty();
+        let deadline = replica.next_deadline(now).saturating_sub(now.mono_us);
+        let deadline = node.frames.late_in(now).map_or(deadline, |late| late.min(deadline)).max(200);
+        let busy = node.gathered || !node.inbox.is_empty() || node.frames.arrivals.has_live();
         if caught_up {
             self.cover("an empty store was filled by the peers");
         }
