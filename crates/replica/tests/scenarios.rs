@@ -9,6 +9,8 @@ mod parked;
 mod repair;
 #[path = "scenarios/script.rs"]
 mod script;
+#[path = "scenarios/scrub.rs"]
+mod scrub;
 
 use bytes::Bytes;
 use tropism_crdt::cell::Content;
