@@ -228,7 +228,7 @@ pub(crate) struct Budget {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Background work runs, for so many windows more.
+    /// Background work runs, and rests after so many windows more.
     Runs(u32),
     /// It just stopped: calls may have waited for it still.
     Stops,
@@ -293,13 +293,18 @@ impl Budget {
                 self.percent = (self.percent * 2).min(100);
                 self.begin_judging();
                 self.p99_us = None;
-                self.phase = Phase::Runs(REST_EVERY_WINDOWS);
+            }
+            if self.rests_until_us <= now.mono_us && !matches!(self.phase, Phase::Runs(_)) {
+                self.phase = Phase::Runs(REST_EVERY_WINDOWS); // it rested in vain
             }
             return;
         }
         if self.idle >= IDLE_WINDOWS {
             self.percent = self.percent.min(START_PERCENT);
             self.begin_judging();
+            if self.resting.calls() == 0 {
+                self.phase = Phase::Runs(0);
+            }
         }
         self.idle = 0;
         match self.phase {
@@ -309,16 +314,17 @@ impl Budget {
             Phase::Runs(left) => {
                 self.working.0.add(calls);
                 self.working.1 += 1;
-                self.phase = Phase::Runs(left.saturating_sub(1));
-                let known = self.resting.p99_us();
                 let enough = self.working.0.calls() >= JUDGED_CALLS || self.working.1 >= JUDGED_WINDOWS;
-                if let Some(baseline) = known.filter(|_| enough) {
+                if let Some(baseline) = self.resting.p99_us().filter(|_| enough) {
                     self.judge(baseline);
                 }
-                if left == 0 || known.is_none() {
-                    self.phase = Phase::Stops;
-                    self.rests_until_us = now.mono_us + 2 * WINDOW_US;
-                }
+                self.phase = match left {
+                    0 => {
+                        self.rests_until_us = now.mono_us + 2 * WINDOW_US;
+                        Phase::Stops
+                    }
+                    left => Phase::Runs(left - 1),
+                };
             }
         }
     }

@@ -125,6 +125,18 @@ fn a_rest_ends_also_when_no_further_window_is_told() {
 }
 
 #[test]
+fn clients_that_call_now_and_then_do_not_keep_background_work_at_rest() {
+    let mut driver = Driver::new();
+    let rests = (0..500).filter(|window| {
+        driver.window(u64::from(window % 7 == 0), 1_000);
+        driver.rests()
+    });
+    let rests = rests.count();
+    assert!(rests < 60, "{rests} of 500 windows");
+    assert!(driver.percent() >= START_PERCENT);
+}
+
+#[test]
 fn a_pace_of_p_percent_takes_p_percent_of_the_time_in_short_stretches() {
     for percent in FLOOR_PERCENT..=100 {
         let pace = Pace { percent, rests_us: 0 };

@@ -37,6 +37,8 @@ pub(super) struct Frames {
     late_due_us: u64,
     window_due_us: u64,
     late_changes: u64,
+    /// Whether background work rests in the window under way.
+    rests: bool,
 }
 
 impl Background {
@@ -86,12 +88,12 @@ impl World {
         let failed = |error: tropism_replica::ReplicaError| error.to_string();
         if frames.window_due_us <= now.mono_us && self.background.pressure != Pressure::None {
             frames.window_due_us = now.mono_us + WINDOW_US;
-            let resting = replica.pace(now).stretch_us() == 0;
-            let mut seen = self.background.foreground(resting);
+            let mut seen = self.background.foreground(frames.rests);
             seen.late_changes = std::mem::take(&mut frames.late_changes);
             // As if there were always something to hold back.
-            seen.late_us = if resting { 0 } else { WINDOW_US / 20 };
+            seen.late_us = if frames.rests { 0 } else { WINDOW_US / 20 };
             replica.handle(now, store, Input::Foreground(Box::new(seen))).map_err(failed)?;
+            frames.rests = replica.pace(now).stretch_us() == 0;
         }
         while let Some(taken) = frames.arrivals.take_live() {
             took = true;
