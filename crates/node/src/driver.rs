@@ -6,7 +6,7 @@
 //! How long writes take is measured, and told to the replica, whose background work follows it.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,11 +29,10 @@ use crate::lane::Replier;
 pub use crate::sync::Witnessed;
 use crate::sync::{Finisher, Leaving, SyncThread, Turn};
 
-/// Inputs that wait for the replica; beyond it client calls are shed and peers are slowed down. At 30 000 writes a
-/// second this is a tenth of a second.
+/// Calls that wait for the replica; beyond it they are shed. At 30 000 writes a second this is a tenth of a second.
 pub const INPUT_QUEUE: usize = 4_096;
 /// Inputs of one turn: bounds the batch and how long the first of them waits for the last.
-pub(crate) const TURN_INPUTS: usize = 1_024;
+const TURN_INPUTS: usize = 1_024;
 /// A turn that has lasted so long takes no more inputs: what a peer sends at once while this node catches up would keep
 /// answers and heartbeats for seconds.
 const TURN_TIME: Duration = Duration::from_millis(10);
@@ -184,7 +183,6 @@ pub(crate) enum Message {
         peer: NodeId,
         connection: u64,
         frame: Frame,
-        place: OwnedSemaphorePermit,
     },
     Settle {
         shard: ShardId,
@@ -195,10 +193,25 @@ pub(crate) enum Message {
     Stop,
 }
 
+/// What waits for the replica's thread, with its place in a bounded queue. The place is free when it is taken.
+pub(crate) struct Queued {
+    pub(crate) message: Message,
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Message> for Queued {
+    /// What comes seldom and waits in no queue.
+    fn from(message: Message) -> Self {
+        Self { message, place: None }
+    }
+}
+
 /// The way to the replica. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    messages: SyncSender<Message>,
+    messages: Sender<Queued>,
+    /// Places for calls.
+    calls: Arc<Semaphore>,
     published: Arc<ArcSwap<Published>>,
     commits: watch::Receiver<u64>,
     failed: watch::Receiver<Option<Failure>>,
@@ -229,7 +242,8 @@ impl Handle {
 
     /// Has staged states merged that a reader found: those of a key, or some of a shard. With the commit after this they are.
     pub(crate) async fn settle(&self, shard: ShardId, key: Option<String>) {
-        self.send(Message::Settle { shard, key }).await;
+        let Ok(place) = self.calls.clone().acquire_owned().await else { return }; // never closed
+        self.send(Queued { message: Message::Settle { shard, key }, place: Some(place) });
     }
 
     /// The last synced state.
@@ -255,44 +269,39 @@ impl Handle {
     /// What to show a peer.
     pub(crate) async fn hello(&self, peer: NodeId) -> Option<Hello> {
         let (reply, hello) = oneshot::channel();
-        self.send(Message::Hello { peer, reply }).await;
+        self.send(Message::Hello { peer, reply }.into());
         hello.await.ok()
     }
 
-    pub(crate) async fn link_up(&self, hello: Hello, connection: u64, frames: mpsc::Sender<Frame>) {
-        self.send(Message::LinkUp { hello, connection, frames }).await;
+    pub(crate) fn link_up(&self, hello: Hello, connection: u64, frames: mpsc::Sender<Frame>) {
+        self.send(Message::LinkUp { hello, connection, frames }.into());
     }
 
-    pub(crate) async fn link_down(&self, peer: NodeId, connection: u64) {
-        self.send(Message::LinkDown { peer, connection }).await;
+    pub(crate) fn link_down(&self, peer: NodeId, connection: u64) {
+        self.send(Message::LinkDown { peer, connection }.into());
     }
 
     /// Hands over a frame as soon as there is a place for it among those of its connection.
     pub(crate) async fn frame(&self, peer: NodeId, connection: u64, frame: Frame, places: &Arc<Semaphore>) {
         let Ok(place) = places.clone().acquire_owned().await else { return }; // never closed
-        self.send(Message::Frame { peer, connection, frame, place }).await;
+        self.send(Queued { message: Message::Frame { peer, connection, frame }, place: Some(place) });
     }
 
-    /// For clients: sheds when the queue is full.
+    /// For calls: sheds when too many wait.
     fn try_send(&self, message: Message) -> Result<(), CallError> {
-        self.messages.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) => CallError::Busy,
-            TrySendError::Disconnected(_) => CallError::Stopped,
-        })
+        let place = self.calls.clone().try_acquire_owned().map_err(|_| CallError::Busy)?;
+        let queued = Queued { message, place: Some(place) };
+        self.messages.send(queued).map_err(|_| CallError::Stopped)
     }
 
-    /// For peers: waits, so that a full queue slows the link down.
-    async fn send(&self, mut message: Message) {
-        while let Err(TrySendError::Full(back)) = self.messages.try_send(message) {
-            message = back;
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+    fn send(&self, queued: Queued) {
+        self.messages.send(queued).ok(); // the thread has ended, and with it whoever would care
     }
 }
 
 /// The running driver. Dropped without [`Driver::stop`] it stops all the same, but nobody waits for it.
 pub struct Driver {
-    messages: SyncSender<Message>,
+    messages: Sender<Queued>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -320,14 +329,19 @@ impl Driver {
             values: store.kept_values(),
             settling: replica.settling(),
         }));
-        // As many as a turn takes are sorted already.
-        let (messages, inbox) = sync_channel(INPUT_QUEUE - TURN_INPUTS);
+        let (messages, inbox) = channel();
         let mut inbox = Inbox::new(inbox);
         let latencies = Arc::new(Mutex::new(Latencies::default()));
         let (commits_sender, commits) = watch::channel(store.head().commit);
         let (failed_sender, failed) = watch::channel(None);
-        let handle =
-            Handle { messages: messages.clone(), published: published.clone(), commits, failed, time };
+        let handle = Handle {
+            messages: messages.clone(),
+            calls: Arc::new(Semaphore::new(INPUT_QUEUE)),
+            published: published.clone(),
+            commits,
+            failed,
+            time,
+        };
         if let Some(witness) = &mut witness {
             // Written again with the first turn; its failure is reported there.
             witness.synced(replica.origin(), replica.reserved_ms(), store.head()).ok();
@@ -376,7 +390,7 @@ impl Driver {
 
     /// Stops after the turn under way, leaving what a clean stop leaves.
     pub fn stop(mut self) {
-        if self.messages.send(Message::Stop).is_ok()
+        if self.messages.send(Message::Stop.into()).is_ok()
             && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -388,7 +402,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.messages.send(Message::Stop).ok(); // it may have failed before
+            self.messages.send(Message::Stop.into()).ok(); // it may have failed before
         }
     }
 }

@@ -336,7 +336,7 @@ impl Links {
         let (frames, mut to_send) = mpsc::channel(FRAME_QUEUE);
         let places = Arc::new(Semaphore::new(PEER_FRAMES));
         info!(%peer, region = %theirs.region, "link up");
-        self.0.handle.link_up(theirs, connection, frames).await;
+        self.0.handle.link_up(theirs, connection, frames);
         let nobody = Line::default();
         let line = self.0.traffic.line(&peer).unwrap_or(&nobody);
         let sending = async {
@@ -370,7 +370,7 @@ impl Links {
             outcome = sending => outcome,
             outcome = receiving => outcome,
         };
-        self.0.handle.link_down(peer, connection).await;
+        self.0.handle.link_down(peer, connection);
         let reason = outcome.as_ref().err().map_or("closed", |status| status.message());
         info!(%peer, reason, "link down");
         outcome

@@ -4,7 +4,7 @@
 //! one is done: one sync at a time, and each covers everything that came during the one before.
 
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use tropism_crdt::{ClockError, Origin, Stamp};
 use tropism_replica::{Frame, Hello, Latencies, ParkedError, ParkedStep, WriteDone, WriteError};
 use tropism_storage::{Head, Syncer};
 
-use crate::driver::{Failure, Message, Published};
+use crate::driver::{Failure, Message, Published, Queued};
 use crate::lane::{Answers, Replier};
 
 /// Where a sync leaves its mark outside the store.
@@ -106,7 +106,7 @@ pub(crate) struct SyncThread {
 
 impl SyncThread {
     /// Starts it. It tells `messages` when a turn is done, and ends with this.
-    pub(crate) fn start(finisher: Finisher, messages: SyncSender<Message>) -> io::Result<Self> {
+    pub(crate) fn start(finisher: Finisher, messages: Sender<Queued>) -> io::Result<Self> {
         let finisher = Arc::new(Mutex::new(finisher));
         let (turns, received) = channel::<Turn>();
         let (tell, done) = channel();
@@ -117,8 +117,7 @@ impl SyncThread {
                 if tell.send(outcome).is_err() {
                     return;
                 }
-                // When the queue is full, the replica's thread is not asleep and looks by itself.
-                messages.try_send(Message::Synced).ok();
+                messages.send(Message::Synced.into()).ok(); // it may have ended
             }
         })?;
         Ok(Self { finisher, turns, done, busy: false })
