@@ -25,6 +25,8 @@ use crate::reconcile::{Owes, Suspects};
 use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
 use crate::transfer::Giving;
 
+/// The smallest change, about: so many are read from the log at most for the credit that is left.
+const LEAST_CHANGE_BYTES: usize = 64;
 /// Stability samples remembered per link; more are merged.
 const SAMPLES: usize = 64;
 
@@ -786,9 +788,11 @@ impl Replica {
             if late && (rests || read >= share.items) {
                 break;
             }
-            *if self.recent.covers(session.position + 1) { &mut walked.0 } else { &mut walked.1 } += 1;
-            let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)?
-            else {
+            *if late { &mut walked.1 } else { &mut walked.0 } += 1;
+            let room = (session.credit.bytes() - session.outstanding.bytes) / LEAST_CHANGE_BYTES + 1;
+            let most = if late { room.min(share.items - read) } else { usize::MAX };
+            let from = (session.position + 1, session.partial);
+            let Some((commit, changes, whole)) = next_commit(&self.recent, store, from, open, most)? else {
                 if session.position < open - 1 {
                     session.position = open - 1; // the open commit may still grow
                     session.partial = 0;
@@ -801,7 +805,7 @@ impl Replica {
             }
             let mut stopped = false;
             read += if late { changes.len().max(1) } else { 0 };
-            for logged in &changes[session.partial.min(changes.len())..] {
+            for logged in &changes {
                 if session.outstanding.bytes >= session.credit.bytes() {
                     stopped = true;
                     break;
@@ -836,8 +840,10 @@ impl Replica {
             if stopped || commit == open {
                 break; // the open commit may still grow
             }
-            session.position = commit;
-            session.partial = 0;
+            if whole {
+                session.position = commit;
+                session.partial = 0;
+            }
         }
         let unsent = session.position + 1 < open || session.partial < self.recent.len(open);
         session.batch_due_us = (linger && unsent).then_some(session.last_batch_us + BATCH_LINGER_US);
@@ -929,27 +935,36 @@ impl Replica {
     }
 }
 
-/// The first commit at or behind `from`, up to the open one, that logged something.
+/// The first commit at or behind `from`, up to the open one, that logged something; of it at most so many changes, if it
+/// is that commit without the first ones, which were dealt with; and whether these are all. Only bodies that are wanted
+/// are read: a large commit may go to a peer a few changes at a time.
+#[allow(clippy::type_complexity, reason = "a commit, its changes, and whether they are all")]
 fn next_commit(
     recent: &crate::recent::Recent,
     store: &Store,
-    from: u64,
+    (from, partial): (u64, usize),
     open: u64,
-) -> Result<Option<(u64, Vec<Logged>)>, ReplicaError> {
-    if recent.covers(from) {
-        return Ok(recent.next(from).map(|(commit, changes)| (commit, changes.to_vec())));
-    }
-    let Some(row) = store.commit_rows(from, open).next() else {
-        return Ok(recent.next(from).map(|(commit, changes)| (commit, changes.to_vec())));
+    most: usize,
+) -> Result<Option<(u64, Vec<Logged>, bool)>, ReplicaError> {
+    let skipped = |commit: u64| if commit == from { partial } else { 0 };
+    let kept = || {
+        recent
+            .next(from)
+            .map(|(commit, changes)| (commit, changes[skipped(commit).min(changes.len())..].to_vec(), true))
     };
-    let (commit, row) = row?;
-    let mut changes = Vec::with_capacity(row.changes.len());
-    for key in row.changes {
-        // Without a body: it came with its shard as a whole.
-        let bytes = store.change(&key)?.unwrap_or_default();
-        changes.push(Logged { key, bytes, from: None });
+    if recent.covers(from) {
+        return Ok(kept());
     }
-    Ok(Some((commit, changes)))
+    let Some(row) = store.commit_rows(from, open).next() else { return Ok(kept()) };
+    let (commit, row) = row?;
+    let left = &row.changes[skipped(commit).min(row.changes.len())..];
+    let mut changes = Vec::with_capacity(left.len().min(most));
+    for key in left.iter().take(most) {
+        // Without a body: it came with its shard as a whole.
+        let bytes = store.change(key)?.unwrap_or_default();
+        changes.push(Logged { key: *key, bytes, from: None });
+    }
+    Ok(Some((commit, changes, left.len() <= most)))
 }
 
 /// Changes on their way into frames.
