@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 9] = [
+const FAILED: [(u64, &str); 10] = [
+    (
+        10_001,
+        "a document repaired by a peer counted changes twice that had been put aside here, and did not load again",
+    ),
     (
         1,
         "a closed time was told while a change of the open commit was unsent; frames counted in an older session",
