@@ -73,6 +73,8 @@ enum Section {
     Calls,
     /// A node that has nothing catches up with a million changes.
     CatchUp,
+    /// What clients notice while a node catches up.
+    Behind,
     /// When another region sees a write.
     News,
     /// After a cut of a minute.
@@ -114,6 +116,7 @@ async fn measure(args: Args) -> Result<()> {
         let done = match section {
             Section::Calls => rows::calls::run(&plan, &mut report).await,
             Section::CatchUp => rows::catch_up::run(&plan, &mut report).await,
+            Section::Behind => rows::behind::run(&plan, &mut report).await,
             Section::News => rows::news::run(&plan, &mut report).await,
             Section::Cut => rows::cut::run(&plan, &mut report).await,
             Section::Keys => rows::keys::run(&plan, &mut report).await,

@@ -99,7 +99,7 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
 }
 
 /// Changes every key in turn, many keys at once, the last key last.
-async fn load(channels: &[Channel], scope: &'static str, changes: u64) -> Result<()> {
+pub(crate) async fn load(channels: &[Channel], scope: &'static str, changes: u64) -> Result<()> {
     for round in 0..changes / KEYS {
         let mut calls = JoinSet::new();
         for first in (0..KEYS - BULK).step_by(usize::try_from(BULK)?) {
@@ -140,7 +140,8 @@ fn value(scope: &str, number: u64, round: u64) -> v1::Value {
     v1::Value { value: Some(value) }
 }
 
-async fn version(channel: Channel, scope: &str, key: &str) -> Result<Option<Bytes>> {
+/// The version of a key, if it shows.
+pub(crate) async fn version(channel: Channel, scope: &str, key: &str) -> Result<Option<Bytes>> {
     let request = v1::GetRequest { scope: scope.to_owned(), key: key.to_owned(), ..Default::default() };
     Ok(stub(channel).get(request).await?.into_inner().entry.map(|entry| entry.version))
 }

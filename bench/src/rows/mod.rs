@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) mod behind;
 pub(crate) mod calls;
 pub(crate) mod catch_up;
 pub(crate) mod cut;

@@ -1,41 +1,45 @@
 //! The only loop around the replica: one thread that owns replica and store, and the handle the rest of the node uses.
 //!
-//! The thread drains the inputs that are there into a turn, flushes and commits it. Another thread syncs it, publishes a
-//! snapshot and only then lets replies and frames leave (`sync.rs`), while this one gathers the next turn: group
-//! commit without linger. Readers never queue here: they take the last published snapshot.
+//! The thread drains the inputs that are there into a turn (`inbox.rs` says in which order), flushes and commits it.
+//! Another thread syncs it, publishes a snapshot and only then lets replies and frames leave (`sync.rs`), while this one
+//! gathers the next turn: group commit without linger. Readers never queue here: they take the last published snapshot.
+//! How long writes take is measured, and told to the replica, whose background work follows it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_placement::ShardId;
+use tropism_replica::limits::WINDOW_US;
 use tropism_replica::{
-    BootError, Event, Frame, Hello, Identity, Input, Now, Output, ParkedCall, ParkedError, ParkedStep,
-    RebuildStatus, Replica, ReplicaError, Salvaged, Status, Ticket, VerifiedShard, VerifyCall, VerifyError,
-    Write, WriteDone, WriteError,
+    BootError, Event, Foreground, Frame, Hello, Identity, Input, Latencies, Now, Output, ParkedCall,
+    ParkedError, ParkedStep, RebuildStatus, Replica, ReplicaError, Salvaged, Status, Ticket, VerifiedShard,
+    VerifyCall, VerifyError, Write, WriteDone, WriteError,
 };
 use tropism_storage::{Footprint, Head, KeptValues, RebuildRow, Store, StoreError, Tally, View};
 
+use crate::inbox::{Inbox, Next, Waited, carries_changes};
 use crate::lane::Replier;
 pub use crate::sync::Witnessed;
 use crate::sync::{Finisher, Leaving, SyncThread, Turn};
 
-/// Inputs that wait for the replica; beyond it client calls are shed and peers are slowed down. At 30 000 writes a
-/// second this is a tenth of a second.
+/// Calls that wait for the replica; beyond it they are shed. At 30 000 writes a second this is a tenth of a second.
 pub const INPUT_QUEUE: usize = 4_096;
 /// Inputs of one turn: bounds the batch and how long the first of them waits for the last.
 const TURN_INPUTS: usize = 1_024;
 /// A turn that has lasted so long takes no more inputs: what a peer sends at once while this node catches up would keep
 /// answers and heartbeats for seconds.
 const TURN_TIME: Duration = Duration::from_millis(10);
+/// What has come of a turn's time or inputs belongs to clients first, percent; the rest to peers first.
+const CLIENTS_PERCENT: u32 = 75;
 /// Frames that wait for a peer's socket; credit bounds their bytes to a few MiB. Beyond it the link is dropped.
 pub const FRAME_QUEUE: usize = 1_024;
 /// A turn of so few inputs is synced by the replica's own thread.
@@ -158,6 +162,7 @@ pub(crate) enum Message {
     Write {
         write: Box<Write>,
         reply: Replier,
+        came: Instant,
     },
     Parked {
         call: Box<ParkedCall>,
@@ -199,10 +204,25 @@ pub(crate) enum Message {
     Stop,
 }
 
+/// What waits for the replica's thread, with its place in a bounded queue. The place is free when it is taken.
+pub(crate) struct Queued {
+    pub(crate) message: Message,
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Message> for Queued {
+    /// What comes seldom and waits in no queue.
+    fn from(message: Message) -> Self {
+        Self { message, place: None }
+    }
+}
+
 /// The way to the replica. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
-    messages: SyncSender<Message>,
+    messages: Sender<Queued>,
+    /// Places for calls.
+    calls: Arc<Semaphore>,
     published: Arc<ArcSwap<Published>>,
     commits: watch::Receiver<u64>,
     failed: watch::Receiver<Option<Failure>>,
@@ -213,7 +233,7 @@ impl Handle {
     /// Writes, and waits for the durability the write asks for.
     pub async fn write(&self, write: Write) -> Result<WriteDone, CallError> {
         let (reply, outcome) = Replier::new();
-        self.try_send(Message::Write { write: Box::new(write), reply })?;
+        self.try_send(Message::Write { write: Box::new(write), reply, came: Instant::now() })?;
         Ok(outcome.await.map_err(|_| CallError::Stopped)??)
     }
 
@@ -240,12 +260,14 @@ impl Handle {
 
     /// Has staged states merged that a reader found: those of a key, or some of a shard. With the commit after this they are.
     pub(crate) async fn settle(&self, shard: ShardId, key: Option<String>) {
-        self.send(Message::Settle { shard, key }).await;
+        let Ok(place) = self.calls.clone().acquire_owned().await else { return }; // never closed
+        self.send(Queued { message: Message::Settle { shard, key }, place: Some(place) });
     }
 
     /// Changes of the store that was set aside; none: these were all.
     pub(crate) async fn salvage(&self, changes: Vec<Bytes>) {
-        self.send(Message::Salvage(changes)).await;
+        let Ok(place) = self.calls.clone().acquire_owned().await else { return }; // never closed
+        self.send(Queued { message: Message::Salvage(changes), place: Some(place) });
     }
 
     /// The last synced state.
@@ -271,42 +293,39 @@ impl Handle {
     /// What to show a peer.
     pub(crate) async fn hello(&self, peer: NodeId) -> Option<Hello> {
         let (reply, hello) = oneshot::channel();
-        self.send(Message::Hello { peer, reply }).await;
+        self.send(Message::Hello { peer, reply }.into());
         hello.await.ok()
     }
 
-    pub(crate) async fn link_up(&self, hello: Hello, connection: u64, frames: mpsc::Sender<Frame>) {
-        self.send(Message::LinkUp { hello, connection, frames }).await;
+    pub(crate) fn link_up(&self, hello: Hello, connection: u64, frames: mpsc::Sender<Frame>) {
+        self.send(Message::LinkUp { hello, connection, frames }.into());
     }
 
-    pub(crate) async fn link_down(&self, peer: NodeId, connection: u64) {
-        self.send(Message::LinkDown { peer, connection }).await;
+    pub(crate) fn link_down(&self, peer: NodeId, connection: u64) {
+        self.send(Message::LinkDown { peer, connection }.into());
     }
 
-    pub(crate) async fn frame(&self, peer: NodeId, connection: u64, frame: Frame) {
-        self.send(Message::Frame { peer, connection, frame }).await;
+    /// Hands over a frame as soon as there is a place for it among those of its connection.
+    pub(crate) async fn frame(&self, peer: NodeId, connection: u64, frame: Frame, places: &Arc<Semaphore>) {
+        let Ok(place) = places.clone().acquire_owned().await else { return }; // never closed
+        self.send(Queued { message: Message::Frame { peer, connection, frame }, place: Some(place) });
     }
 
-    /// For clients: sheds when the queue is full.
+    /// For calls: sheds when too many wait.
     fn try_send(&self, message: Message) -> Result<(), CallError> {
-        self.messages.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) => CallError::Busy,
-            TrySendError::Disconnected(_) => CallError::Stopped,
-        })
+        let place = self.calls.clone().try_acquire_owned().map_err(|_| CallError::Busy)?;
+        let queued = Queued { message, place: Some(place) };
+        self.messages.send(queued).map_err(|_| CallError::Stopped)
     }
 
-    /// For peers: waits, so that a full queue slows the link down.
-    async fn send(&self, mut message: Message) {
-        while let Err(TrySendError::Full(back)) = self.messages.try_send(message) {
-            message = back;
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+    fn send(&self, queued: Queued) {
+        self.messages.send(queued).ok(); // the thread has ended, and with it whoever would care
     }
 }
 
 /// The running driver. Dropped without [`Driver::stop`] it stops all the same, but nobody waits for it.
 pub struct Driver {
-    messages: SyncSender<Message>,
+    messages: Sender<Queued>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -336,11 +355,19 @@ impl Driver {
             rebuild: replica.rebuild_status(now),
             lost: replica.lost().cloned(),
         }));
-        let (messages, inbox) = sync_channel(INPUT_QUEUE);
+        let (messages, inbox) = channel();
+        let mut inbox = Inbox::new(inbox);
+        let latencies = Arc::new(Mutex::new(Latencies::default()));
         let (commits_sender, commits) = watch::channel(store.head().commit);
         let (failed_sender, failed) = watch::channel(None);
-        let handle =
-            Handle { messages: messages.clone(), published: published.clone(), commits, failed, time };
+        let handle = Handle {
+            messages: messages.clone(),
+            calls: Arc::new(Semaphore::new(INPUT_QUEUE)),
+            published: published.clone(),
+            commits,
+            failed,
+            time,
+        };
         if let Some(witness) = &mut witness {
             // Written again with the first turn; its failure is reported there.
             witness.synced(replica.origin(), replica.reserved_ms(), store.head()).ok();
@@ -350,6 +377,7 @@ impl Driver {
             witness,
             published: published.clone(),
             commits: commits_sender,
+            latencies: latencies.clone(),
         };
         let started = |error: std::io::Error| {
             let problem = error.to_string();
@@ -371,10 +399,15 @@ impl Driver {
             inputs: 0,
             began: None,
             leaving: Vec::new(),
+            came: Vec::new(),
             footprint_due: Instant::now(),
+            latencies,
+            window: Foreground::default(),
+            window_began: Instant::now(),
+            late_us: 0,
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
-            if let Err(failure) = turns.run(&inbox) {
+            if let Err(failure) = turns.run(&mut inbox) {
                 error!(%failure, "the node stops");
                 failed_sender.send_replace(Some(failure));
             }
@@ -384,7 +417,7 @@ impl Driver {
 
     /// Stops after the turn under way, leaving what a clean stop leaves.
     pub fn stop(mut self) {
-        if self.messages.send(Message::Stop).is_ok()
+        if self.messages.send(Message::Stop.into()).is_ok()
             && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -396,7 +429,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.messages.send(Message::Stop).ok(); // it may have failed before
+            self.messages.send(Message::Stop.into()).ok(); // it may have failed before
         }
     }
 }
@@ -422,63 +455,120 @@ struct Turns {
     began: Option<Instant>,
     /// What leaves with the open turn beside the replica's outputs.
     leaving: Vec<Leaving>,
+    /// When the writes of the open turn had come.
+    came: Vec<Instant>,
     footprint_due: Instant,
+    /// How long writes took that are durable, since the window began.
+    latencies: Arc<Mutex<Latencies>>,
+    /// What the window is told of beside that.
+    window: Foreground,
+    window_began: Instant,
+    /// How long late frames took of the open turn, us.
+    late_us: u64,
 }
 
 impl Turns {
     /// Gathers inputs into the open turn, and ends it as soon as the turn before is durable.
-    fn run(&mut self, inbox: &Receiver<Message>) -> Result<(), Failure> {
+    fn run(&mut self, inbox: &mut Inbox) -> Result<(), Failure> {
         loop {
-            let first = self.next(inbox)?;
+            let waited = self.wait(inbox)?;
             let now = self.time.now();
-            let mut stopping = false;
-            if first.is_none() {
+            if waited == Waited::InVain {
                 self.replica.handle(now, &mut self.store, Input::Tick)?;
             }
-            let room = TURN_INPUTS.saturating_sub(self.inputs);
-            for message in first.into_iter().chain(inbox.try_iter()).take(room) {
-                stopping |= matches!(message, Message::Stop);
-                self.take(now, message)?;
-                if self.began.get_or_insert_with(Instant::now).elapsed() >= TURN_TIME {
-                    break;
-                }
-            }
-            if stopping {
+            if self.gather(now, inbox)? || waited == Waited::Over {
                 self.sync.wait()?;
-                self.end_turn(now)?;
+                self.end_turn(now, inbox)?;
                 self.sync.wait()?;
                 return self.stop();
             }
             if !self.sync.busy()? {
-                self.end_turn(now)?;
+                self.end_turn(now, inbox)?;
             }
         }
     }
 
-    /// The next message; none when the open turn can end, or time asks for something.
-    fn next(&mut self, inbox: &Receiver<Message>) -> Result<Option<Message>, Failure> {
+    /// Whether the open turn takes no more.
+    fn is_full(&self) -> bool {
+        self.inputs >= TURN_INPUTS || self.began.is_some_and(|began| began.elapsed() >= TURN_TIME)
+    }
+
+    /// Waits until there is something to take, the open turn can end, or time asks for something.
+    fn wait(&mut self, inbox: &mut Inbox) -> Result<Waited, Failure> {
+        let now = self.time.now();
+        inbox.receive(now);
+        let late = inbox.late_in();
+        let ready = inbox.has_prompt() || late.is_some_and(|late| late.is_zero());
         if self.sync.busy()? {
-            if self.inputs >= TURN_INPUTS || self.began.is_some_and(|began| began.elapsed() >= TURN_TIME) {
+            if self.is_full() {
                 self.sync.wait()?;
-                return Ok(None);
+                return Ok(Waited::InVain);
+            }
+            if ready {
+                return Ok(Waited::Came);
             }
             // The end of the sync is a message too; that its thread ended is not.
-            return Ok(inbox.recv_timeout(SYNC_CHECK).ok());
+            return Ok(inbox.wait(now, late.map_or(SYNC_CHECK, |late| late.min(SYNC_CHECK))));
         }
-        if self.inputs > 0 {
-            return Ok(inbox.try_recv().ok());
+        if ready || self.inputs > 0 {
+            return Ok(Waited::Came);
         }
-        let now = self.time.now();
         let patience = Duration::from_micros(self.replica.next_deadline(now).saturating_sub(now.mono_us));
-        match inbox.recv_timeout(patience) {
-            Ok(message) => Ok(Some(message)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Ok(Some(Message::Stop)),
+        Ok(inbox.wait(now, late.map_or(patience, |late| late.min(patience))))
+    }
+
+    /// Takes what is there; says whether to stop. What comes while another thing is taken has its turn, too.
+    fn gather(&mut self, now: Now, inbox: &mut Inbox) -> Result<bool, Failure> {
+        let mut stopping = false;
+        while !self.is_full() {
+            inbox.receive(now);
+            let of_time =
+                self.began.is_some_and(|began| began.elapsed() * 100 >= TURN_TIME * CLIENTS_PERCENT);
+            let of_inputs = self.inputs * 100 >= TURN_INPUTS * CLIENTS_PERCENT as usize;
+            let Some(next) = inbox.next(of_time || of_inputs) else { break };
+            stopping |= matches!(next, Next::Message(Message::Stop));
+            self.take(now, next)?;
         }
+        if !self.is_full() && inbox.late_in().is_some_and(|late| late.is_zero()) {
+            self.take_late(now, inbox)?;
+        }
+        Ok(stopping)
+    }
+
+    /// Takes late frames for a stretch, or until there is something else.
+    fn take_late(&mut self, now: Now, inbox: &mut Inbox) -> Result<(), Failure> {
+        let pace = self.replica.pace(self.time.now());
+        let stretch = Duration::from_micros(pace.stretch_us());
+        let begun = Instant::now();
+        loop {
+            let left = stretch.saturating_sub(begun.elapsed());
+            if left.is_zero() || self.is_full() {
+                break;
+            }
+            let Some((next, changes)) = inbox.next_late(micros(left)) else { break };
+            let is_measured = matches!(&next, Next::Frame(.., frame) if carries_changes(frame));
+            let at = Instant::now();
+            self.take(now, next)?;
+            if is_measured {
+                inbox.took(changes, at.elapsed());
+                self.window.late_changes += changes as u64;
+            }
+            inbox.receive(now);
+            if inbox.has_prompt() {
+                break;
+            }
+        }
+        let us = micros(begun.elapsed());
+        self.late_us += us;
+        self.window.late_us += us;
+        inbox.pause_late(pace, us);
+        Ok(())
     }
 
     /// Ends the open turn: what links have to send joins it, it is committed, and leaves when it is durable.
-    fn end_turn(&mut self, now: Now) -> Result<(), Failure> {
+    fn end_turn(&mut self, now: Now, inbox: &mut Inbox) -> Result<(), Failure> {
+        let (ends, gathered) = (Instant::now(), self.began.map_or(Duration::ZERO, |began| began.elapsed()));
+        self.end_window(now)?;
         self.replica.flush(now, &mut self.store)?;
         let committed = self.store.commit(now.wall_ms)?.is_some();
         let mut leaving = std::mem::take(&mut self.leaving);
@@ -493,13 +583,33 @@ impl Turns {
             reserved_ms: self.replica.reserved_ms(),
             published: (committed || self.status_due <= Instant::now()).then(|| self.publish(now, committed)),
             leaving,
+            came: std::mem::take(&mut self.came),
         };
         // A short turn is synced here: waking another thread would take as long as what could be done meanwhile.
         if committed && inputs > SYNCED_IN_PLACE {
             self.sync.begin(turn);
+        } else {
+            self.sync.in_place(turn)?;
+        }
+        let late_us = std::mem::take(&mut self.late_us);
+        if late_us > 0 {
+            // Their part of what ending the turn took, too.
+            let us = micros(ends.elapsed()).saturating_mul(late_us) / micros(gathered).max(late_us);
+            self.window.late_us += us;
+            inbox.pause_late(self.replica.pace(now), us);
+        }
+        Ok(())
+    }
+
+    /// Tells the replica how the foreground fared, when a window is over.
+    fn end_window(&mut self, now: Now) -> Result<(), Failure> {
+        if self.window_began.elapsed() < Duration::from_micros(WINDOW_US) {
             return Ok(());
         }
-        self.sync.in_place(turn)
+        self.window_began = Instant::now();
+        let mut seen = std::mem::take(&mut self.window);
+        seen.latencies = std::mem::take(&mut *self.latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(self.replica.handle(now, &mut self.store, Input::Foreground(Box::new(seen)))?)
     }
 
     fn stop(&mut self) -> Result<(), Failure> {
@@ -507,7 +617,14 @@ impl Turns {
         let committed = self.store.commit(wall_ms())?.is_some();
         let (origin, reserved_ms) = (self.replica.origin(), self.replica.reserved_ms());
         let published = Some(self.publish(self.time.now(), committed));
-        self.sync.in_place(Turn { committed, origin, reserved_ms, published, leaving: Vec::new() })?;
+        self.sync.in_place(Turn {
+            committed,
+            origin,
+            reserved_ms,
+            published,
+            leaving: Vec::new(),
+            came: Vec::new(),
+        })?;
         info!("stopped cleanly");
         Ok(())
     }
@@ -542,13 +659,25 @@ impl Turns {
         }
     }
 
-    fn take(&mut self, now: Now, message: Message) -> Result<(), Failure> {
+    fn take(&mut self, now: Now, next: Next) -> Result<(), Failure> {
         self.inputs += 1;
+        self.began.get_or_insert_with(Instant::now);
+        let message = match next {
+            Next::Message(message) => message,
+            Next::Frame(peer, connection, frame) => {
+                if self.links.get(&peer).is_none_or(|link| link.connection != connection) {
+                    return Ok(());
+                }
+                let input = Input::Frame { from: peer, frame };
+                return Ok(self.replica.handle(now, &mut self.store, input)?);
+            }
+        };
         let input = match message {
-            Message::Write { write, reply } => {
+            Message::Write { write, reply, came } => {
                 if reply.is_closed() {
                     return Ok(()); // the caller has gone before anything happened
                 }
+                self.came.push(came);
                 self.next_ticket += 1;
                 self.replies.insert(self.next_ticket, reply);
                 Input::Write { ticket: self.next_ticket, write }
@@ -585,12 +714,7 @@ impl Turns {
                 self.links.remove(&peer);
                 Input::LinkDown(peer)
             }
-            Message::Frame { peer, connection, frame } => {
-                if self.links.get(&peer).is_none_or(|link| link.connection != connection) {
-                    return Ok(());
-                }
-                Input::Frame { from: peer, frame }
-            }
+            Message::Frame { .. } => return Ok(()), // sorted elsewhere
             Message::Settle { shard, key } => Input::Settle { shard, key },
             Message::Salvage(changes) => Input::Salvage(changes),
             Message::Synced => {
@@ -675,4 +799,9 @@ impl Turns {
         }
         Ok(())
     }
+}
+
+/// A time in us.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod config;
 pub mod driver;
+mod inbox;
 mod lane;
 mod open;
 pub mod peer;

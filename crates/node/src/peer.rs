@@ -15,7 +15,7 @@ use prost::Message as _;
 use rand::RngExt;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -33,6 +33,7 @@ use tropism_wire::v1::peer_service_server::{PeerService, PeerServiceServer};
 use tropism_wire::{Problem, Reason, v1};
 
 use crate::driver::{FRAME_QUEUE, Handle, wall_ms};
+use crate::inbox::PEER_FRAMES;
 use crate::traffic::{Line, Traffic};
 
 /// How long a connection and its handshake may take: ten of the longest round trips.
@@ -333,8 +334,9 @@ impl Links {
         let peer = theirs.node;
         let connection = self.0.next_connection.fetch_add(1, Ordering::Relaxed);
         let (frames, mut to_send) = mpsc::channel(FRAME_QUEUE);
+        let places = Arc::new(Semaphore::new(PEER_FRAMES));
         info!(%peer, region = %theirs.region, "link up");
-        self.0.handle.link_up(theirs, connection, frames).await;
+        self.0.handle.link_up(theirs, connection, frames);
         let nobody = Line::default();
         let line = self.0.traffic.line(&peer).unwrap_or(&nobody);
         let sending = async {
@@ -359,7 +361,7 @@ impl Links {
                 })?;
                 if let Some(frame) = frame {
                     line.received(&frame, bytes);
-                    self.0.handle.frame(peer, connection, frame).await;
+                    self.0.handle.frame(peer, connection, frame, &places).await;
                 }
             }
             Ok(())
@@ -368,7 +370,7 @@ impl Links {
             outcome = sending => outcome,
             outcome = receiving => outcome,
         };
-        self.0.handle.link_down(peer, connection).await;
+        self.0.handle.link_down(peer, connection);
         let reason = outcome.as_ref().err().map_or("closed", |status| status.message());
         info!(%peer, reason, "link down");
         outcome

@@ -20,7 +20,7 @@ use tonic_health::ServingStatus;
 use tracing::{info, warn};
 use tropism_crdt::Origin;
 use tropism_disk::{OpenError, Witness};
-use tropism_replica::limits::{FRAME_BYTES, LOG_KEEP_MS, SETTLE_KEYS};
+use tropism_replica::limits::{LOG_KEEP_MS, PART_BYTES, SETTLE_KEYS};
 use tropism_replica::{BootError, Identity, Peer};
 use tropism_storage::{Head, Store, StoreError};
 use tropism_wire::{DESCRIPTORS, v1};
@@ -139,7 +139,7 @@ fn serve(
         rules: regions.rules().clone(),
         log_keep_ms: LOG_KEEP_MS,
         log_keep_bytes: config.limits.log_bytes,
-        part_bytes: FRAME_BYTES,
+        part_bytes: PART_BYTES,
         settle_keys: SETTLE_KEYS,
         log_cap_ms: config.limits.log_hours * 3_600_000, // at most 24 hours
         log_cap_bytes: match config.node.engine {

@@ -4,19 +4,20 @@
 //! one is done: one sync at a time, and each covers everything that came during the one before.
 
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tropism_crdt::{ClockError, Origin, Stamp};
 use tropism_replica::{
-    Frame, Hello, ParkedError, ParkedStep, VerifiedShard, VerifyError, WriteDone, WriteError,
+    Frame, Hello, Latencies, ParkedError, ParkedStep, VerifiedShard, VerifyError, WriteDone, WriteError,
 };
 use tropism_storage::{Head, Syncer};
 
-use crate::driver::{Failure, Message, Published};
+use crate::driver::{Failure, Message, Published, Queued};
 use crate::lane::{Answers, Replier};
 
 /// Where a sync leaves its mark outside the store.
@@ -45,6 +46,8 @@ pub(crate) struct Turn {
     /// What readers see from then on, when that is news.
     pub(crate) published: Option<Published>,
     pub(crate) leaving: Vec<Leaving>,
+    /// When the writes in it had come.
+    pub(crate) came: Vec<Instant>,
 }
 
 /// Finishes turns, one after the other.
@@ -53,14 +56,22 @@ pub(crate) struct Finisher {
     pub(crate) witness: Option<Box<dyn Witnessed>>,
     pub(crate) published: Arc<ArcSwap<Published>>,
     pub(crate) commits: watch::Sender<u64>,
+    /// How long writes took, from when they came until they are durable.
+    pub(crate) latencies: Arc<Mutex<Latencies>>,
 }
 
 impl Finisher {
     /// Nothing of the turn leaves when this fails.
     fn finish(&mut self, turn: Turn) -> Result<(), Failure> {
-        let Turn { committed, origin, reserved_ms, published, leaving } = turn;
+        let Turn { committed, origin, reserved_ms, published, leaving, came } = turn;
         if committed {
             self.syncer.sync().map_err(|error| Failure::Store(error.into()))?;
+        }
+        if !came.is_empty() {
+            let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
+            for came in came {
+                latencies.record(u64::try_from(came.elapsed().as_micros()).unwrap_or(u64::MAX));
+            }
         }
         if let Some(published) = published {
             let head = published.head;
@@ -99,7 +110,7 @@ pub(crate) struct SyncThread {
 
 impl SyncThread {
     /// Starts it. It tells `messages` when a turn is done, and ends with this.
-    pub(crate) fn start(finisher: Finisher, messages: SyncSender<Message>) -> io::Result<Self> {
+    pub(crate) fn start(finisher: Finisher, messages: Sender<Queued>) -> io::Result<Self> {
         let finisher = Arc::new(Mutex::new(finisher));
         let (turns, received) = channel::<Turn>();
         let (tell, done) = channel();
@@ -110,8 +121,7 @@ impl SyncThread {
                 if tell.send(outcome).is_err() {
                     return;
                 }
-                // When the queue is full, the replica's thread is not asleep and looks by itself.
-                messages.try_send(Message::Synced).ok();
+                messages.send(Message::Synced.into()).ok(); // it may have ended
             }
         })?;
         Ok(Self { finisher, turns, done, busy: false })

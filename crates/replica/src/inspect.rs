@@ -401,11 +401,16 @@ impl Replica {
         }
         let at = self.inspections.running.iter().position(|i| !matches!(i.task, Task::Wait));
         let Some(at) = at else { return Ok(()) };
-        self.inspections.due_us = now.mono_us + INSPECT_STEP_US;
+        let share = self.budget.share(now, INSPECT_ROWS, INSPECT_STEP_US);
+        self.inspections.due_us = now.mono_us + share.step_us;
+        if share.items == 0 {
+            return Ok(());
+        }
+        self.budget.did(share.us, |work| work.compared_rows += share.items as u64);
         let mut inspection = self.inspections.running.swap_remove(at);
         inspection.touched_us = now.mono_us;
         let fingerprint = |key: &str, row: &ValueRow| self.shards.fingerprints().of(key, row);
-        let Some(scanned) = inspection.scan(fingerprint)? else {
+        let Some(scanned) = inspection.scan(share.items, fingerprint)? else {
             self.inspections.running.push(inspection);
             return Ok(());
         };
@@ -527,8 +532,12 @@ fn first_cells(salt: u64, shard: ShardId) -> Task {
 }
 
 impl Inspection {
-    /// Looks at the next rows of the snapshot; says what came of the scan when it is over.
-    fn scan(&mut self, fingerprint: impl Fn(&str, &ValueRow) -> u128) -> Result<Option<Scanned>, StoreError> {
+    /// Looks at the next rows of the snapshot, at most so many; says what came of the scan when it is over.
+    fn scan(
+        &mut self,
+        most: usize,
+        fingerprint: impl Fn(&str, &ValueRow) -> u128,
+    ) -> Result<Option<Scanned>, StoreError> {
         let prefix = shard_prefix(&self.shard);
         let end = after_prefix(&prefix);
         let next = match &self.task {
@@ -536,8 +545,8 @@ impl Inspection {
             Task::Sketch { next, .. } | Task::Find { next, .. } => next.clone(),
         };
         let view = &self.view.0;
-        let rows = view.scan(Space::Values, &next, &end).take(INSPECT_ROWS).collect::<Result<Vec<_>, _>>()?;
-        let behind = rows.last().filter(|_| rows.len() == INSPECT_ROWS);
+        let rows = view.scan(Space::Values, &next, &end).take(most).collect::<Result<Vec<_>, _>>()?;
+        let behind = rows.last().filter(|_| rows.len() == most);
         let behind = behind.map(|(name, _)| [name, &[0][..]].concat());
         for (name, bytes) in rows {
             let Ok(key) = std::str::from_utf8(&name[prefix.len()..]) else { continue };

@@ -10,7 +10,8 @@
 //! ```text
 //! loop {
 //!     wait for inputs, at most until replica.next_deadline()
-//!     replica.handle(now, &mut store, input)      for each that is there: group commit without linger
+//!     replica.handle(now, &mut store, input)      for each that is there: group commit without linger; late frames
+//!                                                 (`Arrivals`) as far as replica.pace() goes
 //!     replica.flush(now, &mut store)              once: what links have to send joins the same group
 //!     store.commit(); store.sync()                one batch, one sync
 //!     publish store.snapshot() to readers
@@ -36,7 +37,10 @@
 //! Moves of scopes and several owners in a region: the formats leave room for them.
 
 mod apply;
+mod arrivals;
+mod budget;
 mod census;
+mod credit;
 mod digest;
 mod documents;
 mod frame;
@@ -48,6 +52,7 @@ mod rebuild;
 mod recent;
 mod reconcile;
 mod replica;
+mod scrub;
 mod session;
 mod shards;
 pub mod sketch;
@@ -58,6 +63,8 @@ mod verify;
 mod waiting;
 mod write;
 
+pub use arrivals::{Arrivals, Taken};
+pub use budget::{BudgetStatus, Foreground, Latencies, Pace, Work};
 pub use census::{Degraded, ParkedShards};
 pub use digest::DigestKey;
 pub use documents::LongHistory;
@@ -72,6 +79,7 @@ pub use replica::{
     BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
     Status, Ticket, TimesFull,
 };
+pub use scrub::ScrubStatus;
 pub use session::{SEARCHED_COMMITS, Token};
 pub use transfer::TransferCounts;
 pub use verify::{

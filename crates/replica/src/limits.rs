@@ -4,6 +4,11 @@
 pub const FRAME_BYTES: usize = 256 * 1024;
 /// Most bytes of changes sent to a peer and not yet told back: what a link of 150 ms needs for 28 MB/s.
 pub const CREDIT_BYTES: usize = 4 * 1024 * 1024;
+/// What it is when a link begins: the peer's pace is not known yet.
+pub const CREDIT_FIRST_BYTES: usize = 1024 * 1024;
+/// The peer is sent what it takes in this time (us), beyond what the way there holds: so long what is new may have to
+/// wait behind it.
+pub const CREDIT_DELAY_US: u64 = 250_000;
 /// Changes a sender remembers per link as not yet told back, sent or left to others; beyond it the walk waits.
 pub const OUTSTANDING_CHANGES: usize = 65_536;
 /// While changes are in flight, the next ones wait this long (us) for company: short beside any link between regions,
@@ -48,12 +53,46 @@ pub const TELL_LAZILY_US: u64 = 100_000;
 pub const PEER_ROWS_US: u64 = 1_000_000;
 /// Changes of one client write or frame whose number this node accepts from a peer: larger frames are refused.
 pub const FRAME_CHANGES: usize = 16_384;
+/// A window of the budget, us: what a driver tells of the foreground at once. Short beside what a person notices, long
+/// enough that 500 writes a second are a hundred samples.
+pub const WINDOW_US: u64 = 200_000;
+/// The pace never falls below this, percent: work that takes a second of an idle node takes ten, and comes to an end.
+pub const FLOOR_PERCENT: u64 = 10;
+/// The pace at which background work goes on when clients come after a time without any, percent.
+pub const START_PERCENT: u64 = 25;
+/// The foreground is slowed when its 99th percentile exceeds this much of what it is without background work, percent.
+pub const SLOWED_PERCENT: u64 = 150;
+/// What the pace rises by when the foreground is not slowed, percent: from the floor to all in ten seconds.
+pub const PACE_STEP_PERCENT: u64 = 2;
+/// The pace is judged after so many calls of clients: of fewer, the one slowest would decide alone.
+pub const JUDGED_CALLS: u64 = 100;
+/// It is judged after so many windows also when there were fewer: a second.
+pub const JUDGED_WINDOWS: u32 = 5;
+/// After so many windows without a call nobody is in the foreground: two seconds.
+pub const IDLE_WINDOWS: u32 = 10;
+/// After so many windows background work rests for two, to know what the foreground is like without: 8 % of the time.
+pub const REST_EVERY_WINDOWS: u32 = 23;
+/// The longest stretch of background work, us, at a pace of 100 percent; at the floor a hundredth.
+pub const STRETCH_US: u64 = 10_000;
+/// About how long one late change takes, us: what a driver assumes that has not measured it.
+pub const LATE_CHANGE_US: u64 = 8;
+/// A peer's change is late when it is older than this, ms: it did not come with its time, so it is background work to
+/// take it. As long as a peer may be silent.
+pub const LATE_MS: u64 = 2_000;
+/// Changes that are read from the log for one peer in one turn, and about how long that takes, us.
+pub const WALKED_CHANGES: usize = 4_000;
+/// See [`WALKED_CHANGES`].
+pub const WALKED_US: u64 = 10_000;
 /// Bytes of a shard's states sent to a peer and not yet staged there: what a link of 150 ms needs for 28 MB/s.
 pub const TRANSFER_CREDIT_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes of states that are read for one peer in one turn: some 2 ms.
 pub const GIVING_TURN_BYTES: usize = 1024 * 1024;
-/// Interval in which such turns follow each other when there is nothing else to do, us.
-pub const GIVE_STEP_US: u64 = 1_000;
+/// About how long that takes, us.
+pub const GIVING_TURN_US: u64 = 2_000;
+/// The smallest part that states are given in, bytes, however short a turn is to be.
+pub const LEAST_PART_BYTES: usize = 16 * 1024;
+/// Bytes of one part unless the node is configured otherwise: about as long as a turn of 1 ms at the taker.
+pub const PART_BYTES: usize = 64 * 1024;
 /// Parts of a shard that are kept when they come before the one that is next.
 pub const EARLY_PARTS: usize = 256;
 /// Rows that are read from a snapshot at once.
@@ -69,24 +108,26 @@ pub const TRANSFER_PATIENCE_US: u64 = 3_000_000;
 pub const RESUME_CHANGES: usize = 10_000;
 /// Staged keys that are merged in one step: some 2 ms; shards with at most as many are merged as they land.
 pub const SETTLE_KEYS: usize = 64;
-/// Interval of these steps, us.
-pub const SETTLE_STEP_US: u64 = 4_000;
+/// About how long such a step takes, us.
+pub const SETTLE_STEP_US: u64 = 2_000;
 /// Changes of one origin that are wanted one by one; where more are missing, the shard comes as a whole.
 pub const WANTED_CHANGES: u64 = 4_096;
 /// A store that is rebuilt waits so long (us) after the first peer for others to answer: all that are there have by then.
 pub const REBUILD_ANSWERS_US: u64 = 2_000_000;
 /// What is owed to a peer is shown again after this long (us) until it has it.
 pub const OWED_US: u64 = 1_000_000;
-/// Values that are summed up in one step to know a shard's digest again.
+/// Values that are summed up in one step to know a shard's digest again, and about how long that takes, us.
 pub const RECOUNT_ROWS: usize = 512;
+/// See [`RECOUNT_ROWS`].
+pub const RECOUNT_US: u64 = 1_000;
 /// Inspections of shards at once, and those that wait to be begun.
 pub const INSPECTIONS: usize = 8;
 /// An inspection that nobody goes on with is given up after this long, us.
 pub const INSPECT_PATIENCE_US: u64 = 10_000_000;
-/// Rows that an inspection looks at in one step: some 2 ms.
+/// Rows that an inspection looks at in one step, and about how long that takes, us.
 pub const INSPECT_ROWS: usize = 1_024;
-/// Interval of these steps, us.
-pub const INSPECT_STEP_US: u64 = 4_000;
+/// See [`INSPECT_ROWS`].
+pub const INSPECT_STEP_US: u64 = 2_000;
 /// Shards that are verified for operators at once, and for each peer that asks: each holds a snapshot.
 pub const VERIFICATIONS: usize = 8;
 /// Rows that verifications look at in one step, together: some 1 ms, so that a million keys take 8 s and a quarter of a
@@ -117,14 +158,33 @@ pub const DIFFER_BYTES: usize = 2 * 1024 * 1024;
 pub const UNMET_US: u64 = 60_000_000;
 /// A node that is ahead of most peers by this much (ms; 80 % of the max offset) takes no client writes.
 pub const FENCE_OFFSET_MS: i64 = 400;
-/// Interval of the sweep's steps, us, and the rows it looks at in each: a million keys take under an hour, for less than
-/// one percent of a core.
+/// Interval of the sweep's steps, us, and the values it reads in each at least: a million keys take under an hour, for
+/// less than one percent of a core.
 pub const SWEEP_US: u64 = 200_000;
 /// See [`SWEEP_US`].
 pub const SWEEP_ROWS: usize = 64;
-/// Values that it looks at in each step of its first round after a start, to know soon what has expired and what is
-/// parked: a million keys take under four minutes.
+/// Values that it reads in as much time in its first round after a start, to know soon what has expired and what is
+/// parked, and while there are expired keys to delete: a million keys take under four minutes, one percent of a core.
 pub const FIRST_SWEEP_ROWS: usize = 1_024;
+/// Values that one step of the scrub reads at most, and about how long that takes, us.
+pub const SCRUB_STEP_ROWS: usize = 1_024;
+/// See [`SCRUB_STEP_ROWS`].
+pub const SCRUB_STEP_US: u64 = 2_000;
+/// Bytes of values that one step reads at most, but for the last row: as long as [`SCRUB_STEP_US`].
+pub const SCRUB_STEP_BYTES: usize = 2 * 1024 * 1024;
+/// How long a round of the scrub takes at most, us: what rots is found within a day.
+pub const SCRUB_WITHIN_US: u64 = 24 * 3_600_000_000;
+/// How long it aims to take, us, while the foreground leaves room: four rounds a day, so that one that is broken off by
+/// a restart costs little.
+pub const SCRUB_AIM_US: u64 = 6 * 3_600_000_000;
+/// How long it aims to take, us, at the floor of the pace: a sixth of a day is kept for what goes wrong.
+pub const SCRUB_PRESSED_US: u64 = 20 * 3_600_000_000;
+/// Most rows that the scrub reads in a second: a tenth of a core. 4 billion keys a day.
+pub const SCRUB_ROWS_PER_SECOND: u64 = 50_000;
+/// Most bytes that it reads in a second: 8.6 TB a day.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 100_000_000;
+/// About how long it takes to take one change out of the log, us.
+pub const TRIM_CHANGE_US: u64 = 3;
 /// Buckets in which expiries are counted, some 32 bytes each; with more they get twice as wide.
 pub const EXPIRY_BUCKETS: usize = 10_000;
 /// Width of these buckets at first, ms: an expired key counts as visible for at most this long.

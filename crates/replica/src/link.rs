@@ -13,11 +13,12 @@ use tropism_placement::{RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
+use crate::credit::Credit;
 use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want, Wholeness};
 use crate::inspect::Unmet;
 use crate::limits::{
-    BATCH_LINGER_US, COMPARE_US, CREDIT_BYTES, DEAD_US, FRAME_BYTES, GIVE_STEP_US, HEARTBEAT_US,
-    OUTSTANDING_CHANGES, RESEND_US, SILENT_US, TELL_LAZILY_US,
+    BATCH_LINGER_US, COMPARE_US, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
+    SILENT_US, TELL_LAZILY_US, WALKED_CHANGES, WALKED_US,
 };
 use crate::rebuild::Rebuild;
 use crate::recent::Logged;
@@ -25,6 +26,8 @@ use crate::reconcile::{Owes, Suspects};
 use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
 use crate::transfer::Giving;
 
+/// The smallest change, about: so many are read from the log at most for the credit that is left.
+const LEAST_CHANGE_BYTES: usize = 64;
 /// Stability samples remembered per link; more are merged.
 const SAMPLES: usize = 64;
 
@@ -100,6 +103,9 @@ struct Session {
     partial: usize,
     /// When changes that wait for company are sent without.
     batch_due_us: Option<u64>,
+    /// When the log is read on for the peer.
+    walk_due_us: Option<u64>,
+    credit: Credit,
     outstanding: Outstanding,
     last_batch_us: u64,
     last_progress_us: u64,
@@ -283,10 +289,16 @@ impl Link {
         self.session.as_mut().map(|session| &mut session.giving)
     }
 
+    /// Whether it is time to send states.
+    pub(crate) fn give_due(&self, now: Now) -> bool {
+        let ready = |session: &Session| session.give_due_us <= now.mono_us && !session.giving.is_empty();
+        self.session.as_ref().is_some_and(ready)
+    }
+
     /// States were sent: the next ones when others had their turn.
-    pub(crate) fn gave(&mut self, now: Now) {
+    pub(crate) fn gave(&mut self, next_us: u64) {
         if let Some(session) = &mut self.session {
-            session.give_due_us = now.mono_us + GIVE_STEP_US;
+            session.give_due_us = next_us;
         }
     }
 
@@ -372,11 +384,12 @@ impl Link {
         let session = self.session.as_ref()?;
         // What waits for credit goes on when the peer tells.
         let left = session.outstanding.left.first().map(|(due, _)| *due);
-        let left = left.filter(|_| session.outstanding.bytes < CREDIT_BYTES);
+        let left = left.filter(|_| session.outstanding.bytes < session.credit.bytes());
         let giving = session.giving.iter().any(Giving::is_ready).then_some(session.give_due_us);
         let owed = session.owes.as_ref().map(|owes| owes.due_us);
+        let suspects = session.suspects.next_due();
         let times =
-            [session.tell_at_us, session.batch_due_us, left, session.suspects.next_due(), giving, owed];
+            [session.tell_at_us, session.batch_due_us, session.walk_due_us, left, suspects, giving, owed];
         Some(times.into_iter().flatten().fold(session.next_heartbeat_us, u64::min))
     }
 
@@ -482,6 +495,8 @@ impl Replica {
             position: link.row.cursor,
             partial: 0,
             batch_due_us: None,
+            walk_due_us: None,
+            credit: Credit::new(now.mono_us),
             outstanding: Outstanding::default(),
             last_batch_us: 0,
             last_progress_us: now.mono_us,
@@ -595,6 +610,7 @@ impl Replica {
         let Some(session) = &mut link.session else { return };
         session.peer_told_commit = session.peer_told_commit.max(told.commit);
         let mut acknowledged = Vec::new();
+        let before = session.outstanding.bytes;
         for (shard, entries) in &told.shards {
             for (origin, seq) in entries {
                 if session.outstanding.told(*shard, *origin, *seq) {
@@ -605,6 +621,7 @@ impl Replica {
                 }
             }
         }
+        session.credit.told(now.mono_us, before - session.outstanding.bytes);
         link.settle_cursor();
         for (shard, seq) in acknowledged {
             self.acknowledged(shard, seq, &region);
@@ -653,6 +670,7 @@ impl Replica {
         if echo > 0
             && let Some(rtt) = now.mono_us.checked_sub(echo.saturating_add(held))
         {
+            session.credit.measured(rtt);
             session.rtt_us = Some(session.rtt_us.map_or(rtt, |old| (old * 7 + rtt) / 8));
             let half_ms = i64::try_from(rtt / 2_000).unwrap_or(i64::MAX);
             let theirs = i64::try_from(beat.wall_ms).unwrap_or(i64::MAX).saturating_add(half_ms);
@@ -760,7 +778,7 @@ impl Replica {
         // What others should have sent and the peer still lacks.
         while let Some((due, key)) = session.outstanding.left.first().copied()
             && due <= now.mono_us
-            && session.outstanding.bytes < CREDIT_BYTES
+            && session.outstanding.bytes < session.credit.bytes()
         {
             match store.change(&key)? {
                 Some(bytes) => {
@@ -776,14 +794,24 @@ impl Replica {
                 }
             }
         }
+        // What is not in memory any more is read at the pace of background work.
+        let share = self.budget.share(now, WALKED_CHANGES, WALKED_US);
+        let rests = session.walk_due_us.is_some_and(|due| due > now.mono_us);
+        let mut read = 0;
         while !linger
             && session.position < open
-            && session.outstanding.bytes < CREDIT_BYTES
+            && session.outstanding.bytes < session.credit.bytes()
             && session.outstanding.count < OUTSTANDING_CHANGES
         {
-            *if self.recent.covers(session.position + 1) { &mut walked.0 } else { &mut walked.1 } += 1;
-            let Some((commit, changes)) = next_commit(&self.recent, store, session.position + 1, open)?
-            else {
+            let late = !self.recent.covers(session.position + 1);
+            if late && (rests || read >= share.items) {
+                break;
+            }
+            *if late { &mut walked.1 } else { &mut walked.0 } += 1;
+            let room = (session.credit.bytes() - session.outstanding.bytes) / LEAST_CHANGE_BYTES + 1;
+            let most = if late { room.min(share.items - read) } else { usize::MAX };
+            let from = (session.position + 1, session.partial);
+            let Some((commit, changes, whole)) = next_commit(&self.recent, store, from, open, most)? else {
                 if session.position < open - 1 {
                     session.position = open - 1; // the open commit may still grow
                     session.partial = 0;
@@ -795,8 +823,9 @@ impl Replica {
                 session.partial = 0;
             }
             let mut stopped = false;
-            for logged in &changes[session.partial.min(changes.len())..] {
-                if session.outstanding.bytes >= CREDIT_BYTES {
+            read += if late { changes.len().max(1) } else { 0 };
+            for logged in &changes {
+                if session.outstanding.bytes >= session.credit.bytes() {
                     stopped = true;
                     break;
                 }
@@ -830,11 +859,26 @@ impl Replica {
             if stopped || commit == open {
                 break; // the open commit may still grow
             }
-            session.position = commit;
-            session.partial = 0;
+            if whole {
+                session.position = commit;
+                session.partial = 0;
+            }
         }
         let unsent = session.position + 1 < open || session.partial < self.recent.len(open);
         session.batch_due_us = (linger && unsent).then_some(session.last_batch_us + BATCH_LINGER_US);
+        if session.outstanding.bytes >= session.credit.bytes() {
+            session.credit.waits();
+        }
+        if !rests {
+            let more = !self.recent.covers(session.position + 1) && session.position + 1 < open;
+            let room = session.outstanding.bytes < session.credit.bytes()
+                && session.outstanding.count < OUTSTANDING_CHANGES;
+            let more = more && room && !linger;
+            session.walk_due_us = (more || read > 0).then_some(now.mono_us + share.step_after(read));
+        }
+        if read > 0 {
+            self.budget.did(share.us_of(read), |work| work.walked_changes += read as u64);
+        }
         self.recent.count(walked);
         batch.finish(&mut frames);
         if !frames.is_empty() {
@@ -914,27 +958,36 @@ impl Replica {
     }
 }
 
-/// The first commit at or behind `from`, up to the open one, that logged something.
+/// The first commit at or behind `from`, up to the open one, that logged something; of it at most so many changes, if it
+/// is that commit without the first ones, which were dealt with; and whether these are all. Only bodies that are wanted
+/// are read: a large commit may go to a peer a few changes at a time.
+#[allow(clippy::type_complexity, reason = "a commit, its changes, and whether they are all")]
 fn next_commit(
     recent: &crate::recent::Recent,
     store: &Store,
-    from: u64,
+    (from, partial): (u64, usize),
     open: u64,
-) -> Result<Option<(u64, Vec<Logged>)>, ReplicaError> {
-    if recent.covers(from) {
-        return Ok(recent.next(from).map(|(commit, changes)| (commit, changes.to_vec())));
-    }
-    let Some(row) = store.commit_rows(from, open).next() else {
-        return Ok(recent.next(from).map(|(commit, changes)| (commit, changes.to_vec())));
+    most: usize,
+) -> Result<Option<(u64, Vec<Logged>, bool)>, ReplicaError> {
+    let skipped = |commit: u64| if commit == from { partial } else { 0 };
+    let kept = || {
+        recent
+            .next(from)
+            .map(|(commit, changes)| (commit, changes[skipped(commit).min(changes.len())..].to_vec(), true))
     };
-    let (commit, row) = row?;
-    let mut changes = Vec::with_capacity(row.changes.len());
-    for key in row.changes {
-        // Without a body: it came with its shard as a whole.
-        let bytes = store.change(&key)?.unwrap_or_default();
-        changes.push(Logged { key, bytes, from: None });
+    if recent.covers(from) {
+        return Ok(kept());
     }
-    Ok(Some((commit, changes)))
+    let Some(row) = store.commit_rows(from, open).next() else { return Ok(kept()) };
+    let (commit, row) = row?;
+    let left = &row.changes[skipped(commit).min(row.changes.len())..];
+    let mut changes = Vec::with_capacity(left.len().min(most));
+    for key in left.iter().take(most) {
+        // Without a body: it came with its shard as a whole.
+        let bytes = store.change(key)?.unwrap_or_default();
+        changes.push(Logged { key: *key, bytes, from: None });
+    }
+    Ok(Some((commit, changes, left.len() <= most)))
 }
 
 /// Changes on their way into frames.

@@ -16,6 +16,7 @@ use tropism_storage::{
 };
 
 use crate::apply::Pending;
+use crate::budget::{Budget, BudgetStatus, Foreground, Pace};
 use crate::census::{Census, Counted, Degraded, ParkedShards};
 use crate::digest::{DigestKey, Fingerprints};
 use crate::documents::{Documents, LongHistory};
@@ -28,6 +29,7 @@ use crate::link::{Link, LinkStatus};
 use crate::parked::{ParkedCall, ParkedError, ParkedStep};
 use crate::rebuild::{Opening, Rebuild, RebuildStatus, Salvaged};
 use crate::recent::{Logged, Recent};
+use crate::scrub::ScrubStatus;
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
 use crate::transfer::Transfers;
@@ -94,6 +96,9 @@ pub enum Input {
     /// Changes of a store that was set aside, in the order in which it had logged them, at most as many as a frame may
     /// hold; none: these were all. For a replica whose status asks for them ([`RebuildStatus::salvages`]).
     Salvage(Vec<Bytes>),
+    /// What the driver measured in a window of some [`WINDOW_US`](crate::limits::WINDOW_US): the pace of background work
+    /// follows it. Without such inputs it is what it is with nobody in the foreground.
+    Foreground(Box<Foreground>),
     /// Time passed: [`Replica::next_deadline`] is due.
     Tick,
 }
@@ -395,6 +400,7 @@ pub struct Replica {
     /// It stands in the place of one that was lost.
     pub(crate) lost: Option<RebuildRow>,
     pub(crate) verifications: Verifications,
+    pub(crate) budget: Budget,
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
@@ -475,6 +481,10 @@ pub struct Status {
     pub rebuild: Option<RebuildStatus>,
     /// The links.
     pub links: Vec<LinkStatus>,
+    /// How background work goes.
+    pub budget: BudgetStatus,
+    /// How far the scrub is.
+    pub scrub: ScrubStatus,
 }
 
 impl Replica {
@@ -570,6 +580,7 @@ impl Replica {
             rebuild,
             lost,
             verifications: Verifications::open(origin.random),
+            budget: Budget::default(),
             times_full: TimesFull::default(),
             dropped,
             barred: BTreeSet::new(),
@@ -593,8 +604,11 @@ impl Replica {
             Input::LinkDown(peer) => self.link_down(peer),
             Input::Frame { from, frame } => self.frame(now, store, from, frame)?,
             Input::Settle { shard, key: Some(key) } => self.settle(store, shard, &key)?,
-            Input::Settle { shard, key: None } => self.settle_some(store, shard)?,
             Input::Salvage(changes) => self.salvage(now, store, changes)?,
+            Input::Settle { shard, key: None } => {
+                self.settle_some(store, shard, self.identity.settle_keys)?
+            }
+            Input::Foreground(seen) => self.budget.window(now, &seen),
             Input::Tick => {}
         }
         Ok(())
@@ -636,6 +650,7 @@ impl Replica {
         let idle = now.mono_us + crate::limits::HEARTBEAT_US;
         let transfers = self.transfers.next_deadline(now);
         let recount = self.sweep.next_recount(now);
+        let sweep = self.sweep.next_step(now);
         links
             .into_iter()
             .chain(waiting)
@@ -644,6 +659,7 @@ impl Replica {
             .chain(self.inspections.next_deadline(now))
             .chain(self.verifications.next_deadline(now))
             .chain(recount)
+            .chain([sweep])
             .fold(idle, u64::min)
             .max(now.mono_us)
     }
@@ -683,6 +699,11 @@ impl Replica {
         self.transfers.settling().collect()
     }
 
+    /// How fast background work goes: what the driver may take of late frames.
+    pub fn pace(&self, now: Now) -> Pace {
+        self.budget.pace(now)
+    }
+
     /// No stamp at or beyond this is issued, Unix ms.
     pub fn reserved_ms(&self) -> u64 {
         self.clock.reserved_ms()
@@ -701,6 +722,8 @@ impl Replica {
     /// How this node and its links are.
     pub fn status(&self, now: Now) -> Status {
         Status {
+            budget: self.budget.status(now),
+            scrub: self.sweep.scrub_status(now),
             origin: self.origin,
             store_id: self.store_id,
             fenced: self.fenced,
@@ -848,6 +871,7 @@ impl Replica {
         shard.digest = Some(sum);
         if digest.is_some() {
             let scope = shard.record.scope.name.clone();
+            self.sweep.found_damage();
             self.event(Event::Rotted { scope, shard: id });
         }
         Ok(())

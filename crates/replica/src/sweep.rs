@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use tropism_crdt::cell::Cell;
 use tropism_crdt::clock::MAX_OFFSET_MS;
 use tropism_crdt::{Body, ExpiryChange, NodeId, Stamp};
@@ -14,16 +15,28 @@ use tropism_storage::keys::{after_prefix, shard_prefix};
 use tropism_storage::rows::{RequestRow, Row};
 use tropism_storage::{CommitRow, LogFloorRow, NodeKey, Reads, Space, Store, StoreError, StoreKey, ValueRow};
 
+use crate::budget::Share;
 use crate::census::Counted;
 use crate::limits::{
-    FIRST_SWEEP_ROWS, RECOUNT_ROWS, REQUEST_KEEP_MS, SETTLE_STEP_US, SWEEP_ROWS, SWEEP_US, TRIM_CHANGES,
+    RECOUNT_ROWS, RECOUNT_US, REQUEST_KEEP_MS, SCRUB_STEP_BYTES, SCRUB_STEP_US, SWEEP_ROWS, SWEEP_US,
+    TRIM_CHANGE_US, TRIM_CHANGES,
 };
 use crate::replica::{Event, Identity, Now, Replica, ReplicaError, record_of};
+use crate::scrub::{Scrub, ScrubStatus};
+
+/// Rows of one page of the scrub: with the largest values a page is as much as the thread may hold at once.
+const PAGE_ROWS: usize = 32;
 
 /// Where the sweep is.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
+    /// When requests and the log are looked at next.
     due_us: u64,
+    /// When the next values are read.
+    values_due_us: u64,
+    scrub: Scrub,
+    /// Keys when values were read last.
+    keys: u64,
     /// The next row of requests; that of values stands in the census.
     requests: Vec<u8>,
     /// Shards that are summed up out of turn: where that goes on, and the sum up to there.
@@ -35,6 +48,20 @@ impl Sweep {
     /// When the next step of summing up is due, if there is one.
     pub(crate) fn next_recount(&self, now: Now) -> Option<u64> {
         (!self.recounts.is_empty()).then_some(self.recount_due_us.max(now.mono_us + 1))
+    }
+
+    /// When the next step is due.
+    pub(crate) fn next_step(&self, now: Now) -> u64 {
+        self.values_due_us.min(self.due_us).max(now.mono_us + 1)
+    }
+
+    pub(crate) fn scrub_status(&self, now: Now) -> ScrubStatus {
+        self.scrub.status(now, self.keys)
+    }
+
+    /// A shard's rows were found not to be what had been written.
+    pub(crate) fn found_damage(&mut self) {
+        self.scrub.found_damage();
     }
 
     /// A key's row, stored under `name`, is replaced.
@@ -57,10 +84,16 @@ impl Replica {
             return Ok(());
         }
         let Some((shard, (next, sum))) = self.sweep.recounts.pop_first() else { return Ok(()) };
-        self.sweep.recount_due_us = now.mono_us + SETTLE_STEP_US;
+        let share = self.budget.share(now, RECOUNT_ROWS, RECOUNT_US);
+        self.sweep.recount_due_us = now.mono_us + share.step_us;
+        if share.items == 0 {
+            self.sweep.recounts.insert(shard, (next, sum));
+            return Ok(());
+        }
         let prefix = shard_prefix(&shard);
         let end = after_prefix(&prefix);
-        let (rows, next) = store.page(Space::Values, &next, RECOUNT_ROWS)?;
+        let (rows, next) = store.page(Space::Values, &next, share.items)?;
+        self.budget.did(share.us_of(rows.len()), |work| work.compared_rows += rows.len() as u64);
         let prints = self.shards.fingerprints();
         let sum = rows.iter().filter(|(name, _)| name[..] < end[..]).fold(sum, |sum, (name, bytes)| {
             let key = std::str::from_utf8(&name[prefix.len()..]);
@@ -77,21 +110,59 @@ impl Replica {
         }
     }
 
-    /// Takes the next step when it is due.
+    /// Takes the next steps when they are due.
     pub(crate) fn sweep(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+        if self.sweep.values_due_us <= now.mono_us {
+            let keys = store.tally().keys;
+            self.sweep.keys = keys.alive + keys.deleted + keys.stubs + keys.parked;
+            let (expired, first) = (self.census.expired(now.wall_ms), !self.census.is_whole());
+            let pace = self.budget.pace(now);
+            let share = self.sweep.scrub.step(now, pace, self.sweep.keys, expired, first);
+            self.sweep.values_due_us = now.mono_us + share.step_us;
+            if share.items > 0 {
+                self.sweep_values(now, store, share)?;
+            }
+        }
         if self.sweep.due_us > now.mono_us {
             return Ok(());
         }
         self.sweep.due_us = now.mono_us + SWEEP_US;
-        self.sweep_values(now, store)?;
         self.sweep_requests(now, store)?;
         self.trim_log(now, store)
     }
 
-    fn sweep_values(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
+    /// The next values, as many as a step may read, and where to go on.
+    #[allow(clippy::type_complexity, reason = "rows, and the place behind them")]
+    fn next_values(
+        &self,
+        now: Now,
+        store: &Store,
+        most: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, Option<Vec<u8>>, usize), ReplicaError> {
+        let most_bytes = self.budget.share(now, SCRUB_STEP_BYTES, SCRUB_STEP_US).items;
+        let (mut rows, mut bytes, mut next) = (Vec::new(), 0, Some(self.census.passed().to_vec()));
+        while rows.len() < most
+            && bytes < most_bytes
+            && let Some(from) = next
+        {
+            // Large rows are read a few at a time.
+            let some;
+            (some, next) = store.page(Space::Values, &from, (most - rows.len()).min(PAGE_ROWS))?;
+            bytes += some.iter().map(|(_, row)| row.len()).sum::<usize>();
+            rows.extend(some);
+        }
+        Ok((rows, next, bytes))
+    }
+
+    fn sweep_values(&mut self, now: Now, store: &mut Store, share: Share) -> Result<(), ReplicaError> {
         let stable = self.stable_commit();
-        let limit = if self.census.is_whole() { SWEEP_ROWS } else { FIRST_SWEEP_ROWS };
-        let (rows, next) = store.page(Space::Values, self.census.passed(), limit)?;
+        let (rows, next, bytes) = self.next_values(now, store, share.items)?;
+        let mut damaged = 0;
+        if rows.len() < share.items && next.is_some() {
+            // Large ones: the step was over sooner.
+            self.sweep.values_due_us = now.mono_us + share.step_after(rows.len());
+        }
+        self.budget.did(share.us_of(rows.len()), |work| work.scrubbed_rows += rows.len() as u64);
         let (mut due, mut digests) = (Vec::new(), Vec::new());
         for (name, bytes) in &rows {
             let Some((shard, key)) = name.get(2..18).zip(name.get(18..)) else { continue };
@@ -101,6 +172,7 @@ impl Replica {
             let row = match ValueRow::decode(bytes) {
                 Ok(row) => row,
                 Err(problem) => {
+                    damaged += 1;
                     let problem = StoreError::Damaged { space: Space::Values.name(), problem }.to_string();
                     let scope = scope_of(store, shard);
                     let passed = self.census.pass(shard, &Counted::unreadable(problem), scope);
@@ -118,6 +190,8 @@ impl Replica {
                 due.push((shard, key, row));
             }
         }
+        self.sweep.scrub.passed(now, rows.len() as u64, bytes as u64, damaged);
+        let over = next.is_none();
         if let Some((keys, last)) = self.census.go_on_at(next) {
             digests.extend(last);
             if keys != store.tally().keys {
@@ -138,6 +212,9 @@ impl Replica {
                 self.put_value(store, shard, key, &was, &row);
                 self.event(Event::Collected);
             }
+        }
+        if over {
+            self.sweep.scrub.round_over(now, self.census.expired(now.wall_ms));
         }
         Ok(())
     }
@@ -174,6 +251,7 @@ impl Replica {
             (row.cell.life, body, ExpiryChange::Keep),
         )?;
         self.commit_own(store, shard, row, change, None)?;
+        self.sweep.scrub.deleted();
         self.event(Event::Expired);
         Ok(())
     }
@@ -201,13 +279,18 @@ impl Replica {
             };
             now.wall_ms >= row.wall_ms.saturating_add(ms) || store.tally().log_bytes > bytes
         };
+        // At any pace as much as a busy node logs.
+        let share = self.budget.share(now, TRIM_CHANGES, TRIM_CHANGES as u64 * TRIM_CHANGE_US);
+        if share.items == 0 {
+            return Ok(());
+        }
         let mut trimmed = 0;
         let rows: Vec<_> = store
             .commit_rows(self.log_floor, store.open_commit())
             .take_while(|row| {
                 let Ok((commit, row)) = row else { return true };
-                let go = trimmed < TRIM_CHANGES && goes(store, *commit, row);
-                trimmed += row.changes.len();
+                let go = trimmed < share.items && goes(store, *commit, row);
+                trimmed += if go { row.changes.len().max(1) } else { 0 };
                 go
             })
             .collect::<Result<_, StoreError>>()?;
@@ -220,6 +303,10 @@ impl Replica {
             self.event(Event::Trimmed { changes: row.changes.len() });
         }
         let (log_floor, head) = (self.log_floor, store.head().commit);
+        if trimmed >= share.items {
+            // There may be more: sooner than the next step.
+            self.sweep.due_us = now.mono_us + share.step_us.min(SWEEP_US);
+        }
         if trimmed > 0 {
             store.put_row(Space::Node, NodeKey::LogFloor.encode(), &LogFloorRow { commit: log_floor });
         }

@@ -25,8 +25,8 @@ use tropism_storage::{
 use crate::apply::Ready;
 use crate::frame::{Fetch, Fetched, FrameBody, StatePart, StatePiece};
 use crate::limits::{
-    EARLY_PARTS, FRAME_BYTES, GIVEN_AT_ONCE, GIVEN_ROWS, GIVING_TURN_BYTES, RESUME_CHANGES, SETTLE_STEP_US,
-    TAKEN_AT_ONCE, TRANSFER_CREDIT_BYTES, TRANSFER_PATIENCE_US,
+    EARLY_PARTS, FRAME_BYTES, GIVEN_AT_ONCE, GIVEN_ROWS, GIVING_TURN_BYTES, GIVING_TURN_US, LEAST_PART_BYTES,
+    RESUME_CHANGES, SETTLE_STEP_US, TAKEN_AT_ONCE, TRANSFER_CREDIT_BYTES, TRANSFER_PATIENCE_US,
 };
 use crate::recent::Logged;
 use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
@@ -289,13 +289,16 @@ impl Replica {
 
     /// Sends what may be under way of the shards that a peer asked for.
     pub(crate) fn give(&mut self, now: Now, peer: NodeId) -> Result<(), ReplicaError> {
-        let part_bytes = self.identity.part_bytes.clamp(1, FRAME_BYTES);
-        let Some(giving) = self.links.get_mut(&peer).and_then(|link| link.giving()) else { return Ok(()) };
+        let share = self.budget.share(now, GIVING_TURN_BYTES, GIVING_TURN_US);
+        let part_bytes =
+            self.identity.part_bytes.clamp(1, FRAME_BYTES).min(share.items.max(LEAST_PART_BYTES));
+        let Some(link) = self.links.get_mut(&peer).filter(|link| link.give_due(now)) else { return Ok(()) };
+        let Some(giving) = link.giving() else { return Ok(()) };
         giving.retain(|given| given.touched_us + 2 * TRANSFER_PATIENCE_US > now.mono_us);
         let mut frames = Vec::new();
         let mut bytes = 0;
         for given in giving {
-            while !given.finished && given.in_flight < TRANSFER_CREDIT_BYTES && bytes < GIVING_TURN_BYTES {
+            while !given.finished && given.in_flight < TRANSFER_CREDIT_BYTES && bytes < share.items {
                 let (part, size) = given.part(part_bytes)?;
                 given.in_flight += size;
                 given.unstaged.push_back(size);
@@ -303,8 +306,9 @@ impl Replica {
                 frames.push(part);
             }
         }
-        if let Some(link) = self.links.get_mut(&peer) {
-            link.gave(now);
+        link.gave(now.mono_us + share.step_after(bytes));
+        if bytes > 0 {
+            self.budget.did(share.us_of(bytes), |work| work.given_bytes += bytes as u64);
         }
         self.transfers.counted.given_bytes += bytes as u64;
         for part in frames {
@@ -457,7 +461,7 @@ impl Replica {
         self.event(Event::Landed { shard: id, keys: staged.keys });
         if staged.keys <= self.identity.settle_keys as u64 {
             while self.transfers.is_settling(id) {
-                self.settle_some(store, id)?; // at once: nobody ever waits for them
+                self.settle_some(store, id, self.identity.settle_keys)?; // at once: nobody ever waits for them
             }
         }
         let mut ready = Ready::default();
@@ -506,15 +510,25 @@ impl Replica {
             return Ok(());
         }
         let Some(id) = self.transfers.settling.keys().next().copied() else { return Ok(()) };
-        self.transfers.due_us = now.mono_us + SETTLE_STEP_US;
-        self.settle_some(store, id)
+        let share = self.budget.share(now, self.identity.settle_keys, SETTLE_STEP_US);
+        self.transfers.due_us = now.mono_us + share.step_us;
+        if share.items == 0 {
+            return Ok(());
+        }
+        self.budget.did(share.us, |work| work.settled_keys += share.items as u64);
+        self.settle_some(store, id, share.items)
     }
 
-    /// Merges the next keys of a shard that landed.
-    pub(crate) fn settle_some(&mut self, store: &mut Store, id: ShardId) -> Result<(), ReplicaError> {
+    /// Merges the next keys of a shard that landed, at most so many.
+    pub(crate) fn settle_some(
+        &mut self,
+        store: &mut Store,
+        id: ShardId,
+        keys: usize,
+    ) -> Result<(), ReplicaError> {
         let Some(from) = self.transfers.settling.get(&id).cloned() else { return Ok(()) };
         let end = after_prefix(&shard_prefix(&id));
-        let (rows, next) = store.page(Space::Staged, &from, self.identity.settle_keys.max(1))?;
+        let (rows, next) = store.page(Space::Staged, &from, keys.max(1))?;
         let mut keys: Vec<String> = rows
             .iter()
             .filter(|(name, _)| name[..] < end[..])

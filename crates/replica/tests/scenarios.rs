@@ -9,6 +9,8 @@ mod parked;
 mod repair;
 #[path = "scenarios/script.rs"]
 mod script;
+#[path = "scenarios/scrub.rs"]
+mod scrub;
 #[path = "scenarios/verify.rs"]
 mod verify;
 

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 10] = [
+const FAILED: [(u64, &str); 11] = [
+    (
+        10_001,
+        "a document repaired by a peer counted changes twice that had been put aside here, and did not load again",
+    ),
     (
         1,
         "a closed time was told while a change of the open commit was unsent; frames counted in an older session",
@@ -28,11 +32,16 @@ const FAILED: [(u64, &str); 10] = [
 ];
 
 /// What must happen somewhere in [`FRESH`] seeds: a simulator that never gets there proves nothing about it.
-const MUST_HAPPEN: [&str; 84] = [
+const MUST_HAPPEN: [&str; 89] = [
     "a verification could not compare every member",
     "a verification found a member behind",
     "a verification found members equal",
     "a verification named a key that had rotted",
+    "a late frame was taken",
+    "a part of a late frame was taken",
+    "background work went at its floor",
+    "late frames waited while background work rested",
+    "what was told overtook what is late",
     "a log did not reach back to a peer",
     "a peer has what no log reached back to",
     "a shard came as a whole",

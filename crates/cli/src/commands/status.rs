@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tropism_client::v1::{
-    DurabilityLevel, GetStatusResponse, Kind, LinkState, LinkStatus, NodeState, RebuildStatus,
-    Scope as ScopeRecord,
+    BudgetStatus, DurabilityLevel, GetStatusResponse, Kind, LinkState, LinkStatus, NodeState, NodeStatus,
+    RebuildStatus, Scope as ScopeRecord,
 };
 use tropism_client::{Client, Error};
 use tropism_crdt::Stamp;
@@ -139,6 +139,7 @@ fn screen(answers: &[Answer]) -> String {
         if let Some(rebuild) = &node.rebuild {
             remarks.push(format!("{}: {}", node.id, rebuilding(rebuild, now_ms)));
         }
+        remarks.extend(held_back(&node));
         for link in &status.links {
             links.push(vec![
                 node.id.clone(),
@@ -221,6 +222,23 @@ fn rebuilding(rebuild: &RebuildStatus, now_ms: u64) -> String {
     text
 }
 
+/// What to say of background work, when clients hold it back.
+fn held_back(node: &NodeStatus) -> Option<String> {
+    let budget = node.budget.as_ref().filter(|budget| budget.pace_percent < 100)?;
+    let did = budget.last_window.unwrap_or_default();
+    if did.late_changes + did.walked_changes + did.given_bytes + did.settled_keys + did.compared_rows == 0 {
+        return None; // there is nothing to hold back
+    }
+    let measured = |us: Option<u64>| us.map_or_else(|| "?".to_owned(), milliseconds);
+    Some(format!(
+        "{}: background work goes at {} % of its pace: writes take {} (99 of 100), {} without it",
+        node.id,
+        budget.pace_percent,
+        measured(budget.foreground_p99_us),
+        measured(budget.baseline_p99_us),
+    ))
+}
+
 /// How far the node is behind the peer: the age of the time up to which it has everything that the peer made.
 fn lag(link: &LinkStatus, now_ms: u64) -> String {
     match link.closed_stamp {
@@ -266,6 +284,15 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             })
         })
         .collect();
+    let budget = node.budget.as_ref().map(budget_json);
+    let scrub = node.scrub.as_ref().map(|scrub| {
+        json!({
+            "round_started_ms": scrub.round_started_ms, "percent": scrub.percent, "passed_keys": scrub.passed_keys,
+            "keys": scrub.keys, "last_round_ms": scrub.last_round_ms, "damaged_found": scrub.damaged_found,
+            "needed_keys_per_second": scrub.needed_keys_per_second,
+            "most_keys_per_second": scrub.most_keys_per_second, "in_time": scrub.in_time,
+        })
+    });
     let named = |name: &str, message: &str| json!({ "name": name, "message": message });
     json!({
         "endpoint": endpoint, "id": node.id, "region": node.region, "state": node_state(node.state()),
@@ -289,6 +316,7 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             "reserved_until": stamp(Stamp::from_u64(clock.reserved_until)),
             "max_offset_ms": clock.max_offset_ms, "peers_far_behind": clock.peers_far_behind,
         },
+        "budget": budget, "scrub": scrub,
         "links": links,
         "queues": status.queues.iter().map(|queue| json!({
             "name": queue.name, "length": queue.length, "limit": queue.limit, "unit": queue.unit,
@@ -308,6 +336,21 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             "limit_changes": long.limit_changes,
         })).collect::<Vec<_>>(),
         "warnings": status.warnings.iter().map(|warning| named(&warning.name, &warning.message)).collect::<Vec<_>>(),
+    })
+}
+
+fn budget_json(budget: &BudgetStatus) -> Value {
+    let milliseconds = |us: u64| us as f64 / 1000.0;
+    let did = budget.last_window.unwrap_or_default();
+    json!({
+        "pace_percent": budget.pace_percent, "resting": budget.resting, "lowered": budget.lowered,
+        "foreground_p99_ms": budget.foreground_p99_us.map(milliseconds),
+        "baseline_p99_ms": budget.baseline_p99_us.map(milliseconds),
+        "last_window": {
+            "late_changes": did.late_changes, "walked_changes": did.walked_changes, "given_bytes": did.given_bytes,
+            "settled_keys": did.settled_keys, "compared_rows": did.compared_rows,
+            "scrubbed_rows": did.scrubbed_rows, "time_ms": milliseconds(did.time_us),
+        },
     })
 }
 
@@ -370,7 +413,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)] // a failed assumption of a test is a failed test
     use tropism_client::Error;
     use tropism_client::v1::{
-        ClockStatus, GetStatusResponse, LinkState, LinkStatus, NodeState, NodeStatus, StoreStatus, Warning,
+        BackgroundWork, BudgetStatus, ClockStatus, GetStatusResponse, LinkState, LinkStatus, NodeState,
+        NodeStatus, StoreStatus, Warning,
     };
     use tropism_crdt::Stamp;
 
@@ -383,6 +427,13 @@ mod tests {
             region: "tokyo".to_owned(),
             state: NodeState::Serving.into(),
             state_since_ms: 1_000,
+            budget: Some(BudgetStatus {
+                pace_percent: 12,
+                foreground_p99_us: Some(1_400),
+                baseline_p99_us: Some(950),
+                last_window: Some(BackgroundWork { late_changes: 900, ..BackgroundWork::default() }),
+                ..BudgetStatus::default()
+            }),
             ..NodeStatus::default()
         };
         let link = LinkStatus {
@@ -427,6 +478,7 @@ mod tests {
              tokyo-1  dallas-1  down  2s     143.2 ms    2s   7 changes, 2.0 KiB\n\
              \n\
              what to look at:\n  \
+             tokyo-1: background work goes at 12 % of its pace: writes take 1.4 ms (99 of 100), 0.9 ms without it\n  \
              tokyo-1 to dallas-1: nothing heard for 10 s\n  \
              tokyo-1: No TLS. (insecure, for 1m05s)\n  \
              no node answered: http://d: Connection refused; no effect\n"

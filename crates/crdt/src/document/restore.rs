@@ -9,6 +9,7 @@
 //!
 //! Automerge's own begins with another byte, and stands alone where there is no light state.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::Change;
@@ -90,6 +91,13 @@ impl Document {
                 rest = behind;
             }
         }
+        // What was put aside while a row could not be read may be in the document that a peer repaired it with: its
+        // history counts it once.
+        let mut known = BTreeSet::new();
+        changes.retain(|change| {
+            let hash = change.hash();
+            known.insert(hash.0) && self.automerge.get_change_meta_by_hash(&hash).is_none()
+        });
         // Damaged pieces can make automerge panic; nothing outlives the call but its result.
         catch_unwind(AssertUnwindSafe(|| self.automerge.apply_changes(changes.iter().cloned())))
             .map_err(|_| damaged("automerge panicked".to_owned()))?

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, async_trait};
 use tropism_crdt::{MAX_OFFSET_MS, NodeId, Stamp};
 use tropism_placement::RegionName;
 use tropism_replica::limits::{FENCE_OFFSET_MS, PENDING_BYTES, WAITING_WRITES};
-use tropism_replica::{LinkStatus, RebuildStatus};
+use tropism_replica::{BudgetStatus, LinkStatus, RebuildStatus, ScrubStatus, Work};
 use tropism_storage::rows::STORE_FORMAT;
 use tropism_storage::{Reads, StoreError};
 use tropism_wire::error::echo;
@@ -196,6 +196,42 @@ fn caches(published: &Published) -> Vec<v1::CacheStatus> {
     caches.chain([values]).chain(blocks).collect()
 }
 
+fn budget(budget: &BudgetStatus) -> v1::BudgetStatus {
+    let Work { late_changes, walked_changes, given_bytes, settled_keys, compared_rows, scrubbed_rows, us } =
+        budget.last;
+    v1::BudgetStatus {
+        pace_percent: budget.pace_percent.into(),
+        resting: budget.resting,
+        foreground_p99_us: budget.p99_us,
+        baseline_p99_us: budget.baseline_us,
+        lowered: budget.lowered,
+        last_window: Some(v1::BackgroundWork {
+            late_changes,
+            walked_changes,
+            given_bytes,
+            settled_keys,
+            compared_rows,
+            scrubbed_rows,
+            time_us: us,
+        }),
+    }
+}
+
+fn scrub(scrub: &ScrubStatus) -> v1::ScrubStatus {
+    let percent = u128::from(scrub.passed) * 100 / u128::from(scrub.keys.max(1));
+    v1::ScrubStatus {
+        round_started_ms: scrub.round_started_ms,
+        percent: u32::try_from(percent.min(100)).unwrap_or(100),
+        passed_keys: scrub.passed,
+        keys: scrub.keys,
+        last_round_ms: scrub.last_round_ms,
+        damaged_found: scrub.damaged_found,
+        needed_keys_per_second: scrub.needed_per_second,
+        most_keys_per_second: scrub.most_per_second,
+        in_time: scrub.in_time,
+    }
+}
+
 fn degraded_scopes(published: &Published) -> Vec<v1::DegradedScope> {
     let degraded = published.status.degraded.iter().map(|degraded| v1::DegradedScope {
         scope: degraded.scope.as_str().to_owned(),
@@ -259,6 +295,8 @@ impl Inner {
             origin: status.origin.to_string(),
             insecure: self.insecure,
             rebuild: published.rebuild.as_ref().map(rebuild),
+            budget: Some(budget(&status.budget)),
+            scrub: Some(scrub(&status.scrub)),
         }
     }
 
@@ -403,6 +441,15 @@ impl Inner {
                 dropped.changes, dropped.keys, dropped.scope
             );
             warnings.push(warning("changes_dropped", message, dropped.last_ms));
+        }
+        let scrub = &published.status.scrub;
+        if !scrub.in_time {
+            let message = format!(
+                "not every value is read again within a day: {} keys a second would be needed, {} are the most; what \
+                 rots may stay unseen for longer",
+                scrub.needed_per_second, scrub.most_per_second
+            );
+            warnings.push(warning("scrub_late", message, scrub.round_started_ms.unwrap_or(started)));
         }
         for link in links.iter().filter(|link| link.state() == v1::LinkState::Down) {
             let message = format!(

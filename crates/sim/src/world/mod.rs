@@ -1,5 +1,6 @@
 //! A cluster in virtual time: nodes with their drivers, disks, clocks and links, driven by one queue of events.
 
+mod background;
 mod clients;
 mod faults;
 mod hostile;
@@ -17,6 +18,7 @@ use tropism_placement::ShardId;
 use tropism_replica::{Frame, Hello, Input, Now, Output};
 use tropism_storage::VectorRow;
 
+use self::background::Background;
 use self::clients::Client;
 pub(crate) use self::faults::FaultKind;
 use self::faults::Mend;
@@ -86,6 +88,7 @@ struct World {
     /// What an operator asked for and has no answer to, by ticket.
     asked_parked: BTreeMap<u64, operator::Asked>,
     verifier: Verifier,
+    background: Background,
     settling: bool,
     trace: Trace,
 }
@@ -142,6 +145,7 @@ impl World {
             forging: Vec::new(),
             asked_parked: BTreeMap::new(),
             verifier: Verifier::new(seed),
+            background: Background::new(seed),
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
         };

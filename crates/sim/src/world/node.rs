@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use tropism_crdt::NodeId;
 use tropism_placement::{RegionName, ShardId};
-use tropism_replica::{DigestKey, Event, Identity, Input, Opening, Output, Peer, Replica, SetAside, Status};
+use tropism_replica::{
+    DigestKey, Event, Hello, Identity, Input, Opening, Output, Peer, Replica, SetAside, Status,
+};
 use tropism_storage::{Engine, NodeKey, PeerRow, Reads, RebuildCause, Space, Store, View};
 
+use super::background::Frames;
 use super::{Mend, What, World};
 use crate::checkers::{Fact, NodeView, Promise};
 use crate::disk::SimDisk;
@@ -29,6 +32,7 @@ pub(super) struct Node {
     /// Counts starts: outputs of an earlier life do not leave.
     pub(super) life: u64,
     pub(super) inbox: Vec<Input>,
+    pub(super) frames: Frames,
     /// The connections whose beginning it has seen.
     pub(super) up: BTreeMap<usize, u64>,
     /// The links whose beginning its replica takes with the next turn, and those it took: frames leave on these.
@@ -92,6 +96,7 @@ impl Node {
             published: None,
             life: 0,
             inbox: Vec::new(),
+            frames: Frames::default(),
             up: BTreeMap::new(),
             meeting: Vec::new(),
             linked: BTreeMap::new(),
@@ -198,6 +203,7 @@ impl World {
         node.gathered = false;
         node.status = None;
         node.inbox.clear();
+        node.frames.clear();
         node.up.clear();
         node.meeting.clear();
         node.met.clear();
@@ -224,6 +230,7 @@ impl World {
             _ => {}
         }
         self.nodes[at].inbox.clear();
+        self.nodes[at].frames.clear();
         for peer in 0..self.nodes.len() {
             let connection = self.network.connection(at, peer);
             if peer != at
@@ -319,10 +326,20 @@ impl World {
     }
 
     pub(super) fn input(&mut self, at: usize, input: Input) {
-        if self.nodes[at].running.is_some() {
-            self.nodes[at].inbox.push(input);
-            self.wake(at, 0);
+        let now = self.now_of(&self.nodes[at]);
+        let node = &mut self.nodes[at];
+        if node.running.is_none() {
+            return;
         }
+        match input {
+            Input::Frame { from, frame } => node.frames.arrivals.push(now, from, frame, ()),
+            Input::LinkDown(peer) | Input::LinkUp(Hello { node: peer, .. }) => {
+                node.frames.arrivals.forget(peer); // of a connection that is gone
+                node.inbox.push(input);
+            }
+            input => node.inbox.push(input),
+        }
+        self.wake(at, 0);
     }
 
     /// Lets a node take a turn in at most this time.
@@ -358,6 +375,14 @@ impl World {
             if let Err(error) = replica.handle(now, store, input) {
                 failed = Some(error.to_string());
             }
+        }
+        let Some(mut running) = node.running.take() else { return };
+        let took = self.take_frames(at, now, &mut running);
+        let node = &mut self.nodes[at];
+        let (store, replica) = node.running.insert(running);
+        match took {
+            Ok(took) => node.gathered |= node.syncing && took,
+            Err(error) => failed = Some(error),
         }
         if node.syncing && failed.is_none() {
             return self.cover("a turn was gathered while the one before was synced");
@@ -456,8 +481,9 @@ impl World {
             let (disk, view) = (node.disk.copy(), view.clone());
             node.backup = Some(Backup { made_us: self.now_us, commit: head, disk, view });
         }
-        let deadline = replica.next_deadline(now).saturating_sub(now.mono_us).max(200);
-        let busy = node.gathered || !node.inbox.is_empty();
+        let deadline = replica.next_deadline(now).saturating_sub(now.mono_us);
+        let deadline = node.frames.late_in(now).map_or(deadline, |late| late.min(deadline)).max(200);
+        let busy = node.gathered || !node.inbox.is_empty() || node.frames.arrivals.has_live();
         if status.rebuild.is_some_and(|rebuild| rebuild.salvages) {
             self.salvage(at);
         }
