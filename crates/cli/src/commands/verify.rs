@@ -502,7 +502,7 @@ mod tests {
             "0      dallas  dallas-1  lacks 12 changes: 7 to 8 of tokyo-1, and 10 more  3     equal, without 1 key just \
              written  sound",
             "not reachable for 1m04s",
-            "differ                           not that of the rows: they are not what was written; 1 key cannot be read",
+            "not that of the rows: they are not what was written; 1 key cannot be read\n",
             "a    0      row cannot be read at sydney-1",
             "at sydney-1: checksum",
             "at tokyo-1: written by tokyo-1, stamp 1700000000000.00002 (1m00s ago)",

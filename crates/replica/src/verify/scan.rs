@@ -28,6 +28,9 @@ pub struct RowsSeen {
     pub not_served: Vec<(String, KeyHeld)>,
 }
 
+/// Keys, each with a change of it.
+pub(super) type Changed = BTreeMap<String, (Origin, u64)>;
+
 /// What a scan is for.
 #[derive(Debug)]
 pub(super) enum Goal {
@@ -164,7 +167,7 @@ pub(super) fn changed_between(
     shard: ShardId,
     from: &Vector,
     to: &Vector,
-) -> Result<Option<BTreeMap<String, (Origin, u64)>>, StoreError> {
+) -> Result<Option<Changed>, StoreError> {
     let mut keys = BTreeMap::new();
     let mut left = VERIFY_CHANGES;
     for (origin, upto) in to.risen_since(from) {

@@ -198,11 +198,13 @@ impl World {
                 self.cover("a verification named a key that had rotted");
             }
         }
+        if verified.members.iter().any(|member| member.lacks.changes > 0) {
+            self.cover("a verification found a member behind");
+        }
         match result {
             VerifyResult::Equal => self.cover("a verification found members equal"),
-            VerifyResult::Behind => self.cover("a verification found a member behind"),
             VerifyResult::Incomplete => self.cover("a verification could not compare every member"),
-            VerifyResult::Differs => {}
+            VerifyResult::Behind | VerifyResult::Differs => {}
         }
         if let Some(left) = &mut self.verifier.left
             && (result == VerifyResult::Equal || !promised)
