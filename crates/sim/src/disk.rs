@@ -94,7 +94,7 @@ impl SimDisk {
         rotten[middle] ^= 0x20;
         let row = (!gone).then(|| rotten.into());
         self.tamper(vec![(Space::Values, StoreKey::existing(name.clone()), row)]);
-        Some((shard_of(name)?, String::from_utf8(name.get(18..)?.to_vec()).ok()?))
+        key_of(name)
     }
 
     /// What no disk may do: rows of the log are gone.
@@ -123,6 +123,11 @@ impl SimDisk {
     fn platter(&self) -> MutexGuard<'_, Platter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The key of a row's name.
+pub(crate) fn key_of(name: &[u8]) -> Option<(ShardId, String)> {
+    Some((shard_of(name)?, String::from_utf8(name.get(18..)?.to_vec()).ok()?))
 }
 
 fn shard_of(name: &[u8]) -> Option<ShardId> {

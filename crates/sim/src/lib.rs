@@ -17,3 +17,11 @@ mod world;
 pub use checkers::{Promise, Violation};
 pub use report::{Report, Sabotage, Size};
 pub use world::run;
+
+/// The seeds that every run of the tests tries, in two halves that run at once.
+pub const FRESH_SEEDS: [std::ops::Range<u64>; 2] = [10_000..10_100, 20_000..20_100];
+
+/// The same, one after the other.
+pub fn fresh_seeds() -> impl Iterator<Item = u64> {
+    FRESH_SEEDS.into_iter().flatten()
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tropism_sim::{Promise, Report, Sabotage, Size, run};
+use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
 const FAILED: [(u64, &str); 11] = [
@@ -31,7 +31,7 @@ const FAILED: [(u64, &str); 11] = [
     (107, "what was told in the open commit counted as told in the commit before: stability came too early"),
 ];
 
-/// What must happen somewhere in [`FRESH`] seeds: a simulator that never gets there proves nothing about it.
+/// What must happen somewhere in [`FRESH_SEEDS`]: a simulator that never gets there proves nothing about it.
 const MUST_HAPPEN: [&str; 88] = [
     "a verification could not compare every member",
     "a verification found members equal",
@@ -123,8 +123,6 @@ const MUST_HAPPEN: [&str; 88] = [
     "an operation found its node down",
 ];
 
-const FRESH: u64 = 200;
-
 fn must_hold(seed: u64) -> Report {
     let report = run(seed, Size::default());
     let found: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
@@ -149,8 +147,7 @@ fn halves<T: Send>(halves: [Vec<T>; 2], each: impl Fn(T) + Sync) {
 #[test]
 fn two_hundred_worlds_hold_and_reach_everything_that_matters() {
     let coverage = std::sync::Mutex::new(BTreeMap::<&str, u64>::new());
-    let seeds = |first: u64| (first..first + FRESH / 2).collect();
-    halves([seeds(10_000), seeds(20_000)], |seed| {
+    halves(FRESH_SEEDS.map(Iterator::collect), |seed| {
         let report = must_hold(seed);
         if let Ok(mut coverage) = coverage.lock() {
             for (what, count) in report.coverage {

@@ -38,8 +38,7 @@ impl Checker for Answers {
             }
             Fact::Answered { ticket, outcome } => {
                 let made = truth.of_ticket.get(&ticket).copied();
-                let nodes: Vec<usize> =
-                    made.and_then(|key| truth.made.get(&key)).map(|m| m.author).into_iter().collect();
+                let nodes = truth.author(ticket);
                 if !self.answered.insert(ticket) {
                     found.push((nodes.clone(), format!("write {ticket} was answered twice")));
                 }

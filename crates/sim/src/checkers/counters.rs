@@ -32,6 +32,15 @@ impl Checker for Counters {
                     found.push((vec![node], format!("{key:?} says that {total} was added, it was {sum}")));
                 }
             }
+            // What a key showed no more is not in its next sum.
+            Fact::Answered { ticket, outcome: Ok(done) } if !done.replayed && !done.existed => {
+                let Some(asked) = truth.asked.get(&ticket) else { return };
+                let WriteOp::Increment { by } = asked.op else { return };
+                if done.counter != Some(by) && truth.is_sound(done.shard, &asked.key) {
+                    let text = format!("write {ticket} adds {by} to nothing, and is told {:?}", done.counter);
+                    found.push((truth.author(ticket), text));
+                }
+            }
             Fact::State { node, store } => model::each(truth, node, store, found, |_, cell, model| {
                 let Content::Counter(counter) = &cell.content else { return Ok(()) };
                 let (mut totals, mut floors) = (BTreeMap::new(), BTreeMap::new());

@@ -1,8 +1,9 @@
 //! Deletes hide what they saw, and nothing comes back.
 
-use tropism_crdt::Body;
+use tropism_crdt::{Body, Change};
 use tropism_replica::WriteOp;
 
+use super::model::Model;
 use super::{Checker, Fact, Found, Promise, Truth, model};
 
 pub(super) struct Lives;
@@ -31,6 +32,13 @@ impl Checker for Lives {
                         format!("{key:?} deletes as of {deleted_at}, not when it was made"),
                     ));
                 }
+                if asked.is_some() && truth.is_sound(key.shard, &made.change.key) {
+                    let had = Model::of(truth, node, key.shard, &made.change.key);
+                    if let Some(why) = hidden(&had, &made.change) {
+                        let text = format!("{key:?} is acknowledged and hidden: {why}: {}", had.spell());
+                        found.push((vec![node], text));
+                    }
+                }
             }
             Fact::State { node, store } => model::each(truth, node, store, found, |_, cell, model| {
                 let (is, should) = (
@@ -45,4 +53,25 @@ impl Checker for Lives {
             _ => {}
         }
     }
+}
+
+/// Why a write would not show, or not as a new life, over what its author had of the key.
+fn hidden(had: &Model<'_>, change: &Change) -> Option<String> {
+    if change.life > had.life {
+        return None;
+    }
+    if change.life < had.life {
+        return Some(format!("it is of life {}, the key in life {}", change.life, had.life));
+    }
+    // The delete of what has expired is made later than it deletes.
+    let stamps = had.changes.iter().map(|(_, had)| match had.body {
+        Body::Delete { deleted_at } => deleted_at,
+        _ => had.stamp,
+    });
+    if let Some(last) = stamps.max().filter(|last| *last >= change.stamp) {
+        return Some(format!("it is stamped {}, the last one {last}", change.stamp));
+    }
+    let merges = matches!(change.body, Body::Counter { .. } | Body::Document { .. });
+    let over = had.deleted_at().is_some() && !had.alive();
+    (merges && over).then(|| format!("it goes on in life {}, which was deleted", change.life))
 }

@@ -118,8 +118,8 @@ pub(crate) enum Fact<'a> {
 /// What an answer shows.
 #[derive(Clone, Copy)]
 pub(crate) enum Shown<'a> {
-    /// A key, or that there is none.
-    Key(Option<&'a ValueRow>),
+    /// A key, or that there is none of that name.
+    Key(&'a str, Option<&'a ValueRow>),
     /// Shards as a whole.
     Shards,
 }

@@ -49,7 +49,7 @@ impl<'a> Model<'a> {
     }
 
     /// The changes in words, by stamp.
-    fn spell(&self) -> String {
+    pub(super) fn spell(&self) -> String {
         let mut changes: Vec<_> = self.changes.iter().map(|(_, change)| *change).collect();
         changes.sort_by_key(|change| (change.stamp, change.origin));
         let each =

@@ -45,9 +45,13 @@ impl Checker for Sessions {
                     }
                     match what {
                         // What it stands for, not all that the member had: another member shows the key as well.
-                        Shown::Key(row) => {
+                        Shown::Key(key, row) => {
                             for (origin, seq) in row.into_iter().flat_map(|row| &row.last) {
                                 self.saw(client, *shard, &truth.closure(*shard, *origin, *seq));
+                            }
+                            // Whatever the row says of that.
+                            if let Some(shown) = truth.shown(node, *shard, key) {
+                                self.saw(client, *shard, &shown);
                             }
                         }
                         Shown::Shards => self.saw(client, *shard, &shown),

@@ -88,6 +88,8 @@ pub(crate) struct NodeView {
     pub(crate) store: u64,
     /// Counts starts.
     pub(crate) starts: u64,
+    /// The latest that its wall clock ever was, Unix ms.
+    pub(crate) wall_ms: u64,
 }
 
 impl NodeView {
@@ -104,6 +106,16 @@ impl NodeView {
     pub(super) fn committed(&mut self, head: u64) {
         self.commit = head;
         self.unsynced.push((head, self.vectors.clone()));
+    }
+
+    /// Whether it holds everything for stable that it logged.
+    pub(crate) fn all_stable(&self) -> bool {
+        self.stable == self.logged.len()
+    }
+
+    /// Whether it made a change in the store it has, and has it on its disk.
+    pub(crate) fn keeps_own(&self, key: &LogKey) -> bool {
+        self.authored.iter().any(|(_, own)| own == key)
     }
 
     pub(super) fn next_stable(&self, stable_commit: u64) -> Option<LogKey> {
@@ -183,6 +195,13 @@ impl Truth {
             .all(|keys| keys.is_empty() || !keys.contains(&(shard, key.to_owned())))
     }
 
+    /// Whether everything that a node counts of a key is on some other disk as well.
+    pub(crate) fn is_elsewhere(&self, node: usize, shard: ShardId, key: &str) -> bool {
+        let keys = self.of_key.get(&(shard, key.to_owned())).into_iter().flatten();
+        keys.filter(|key| self.nodes[node].counts(key))
+            .all(|key| (0..self.nodes.len()).any(|n| n != node && includes(&self.nodes[n].durable, key)))
+    }
+
     /// Whether a key of a shard has rotted somewhere and was not repaired yet.
     pub(crate) fn is_rotten(&self, shard: ShardId) -> bool {
         self.rotten.iter().any(|(rotten, _)| *rotten == shard)
@@ -214,8 +233,8 @@ impl Truth {
         self.lost.extend(only_here);
         let old = &self.nodes[node];
         let fresh = NodeView { id: old.id, ..NodeView::default() };
-        let (ever, store, starts) = (old.ever.clone(), old.store + 1, old.starts);
-        self.nodes[node] = NodeView { ever, store, starts, ..by.cloned().unwrap_or(fresh) };
+        let (ever, store, starts, wall_ms) = (old.ever.clone(), old.store + 1, old.starts, old.wall_ms);
+        self.nodes[node] = NodeView { ever, store, starts, wall_ms, ..by.cloned().unwrap_or(fresh) };
         self.met.retain(|(_, peer)| *peer != node);
     }
 
@@ -298,6 +317,35 @@ impl Truth {
             let key = LogKey { shard: *shard, origin: *origin, seq: *seq };
             self.of_ticket.insert(ticket, key);
         }
+    }
+
+    /// The node that made a change of a write, if one did.
+    pub(crate) fn author(&self, ticket: u64) -> Vec<usize> {
+        let made = self.of_ticket.get(&ticket).and_then(|key| self.made.get(key));
+        made.map(|made| made.author).into_iter().collect()
+    }
+
+    /// What a key shows that a node has on its disk: the changes of its life, and all that their authors had seen. `None`
+    /// where nothing is promised.
+    pub(crate) fn shown(&self, node: usize, shard: ShardId, key: &str) -> Option<Vector> {
+        if !self.is_sound(shard, key) {
+            return None;
+        }
+        let (mut life, mut shown) = (0, Vector::EMPTY);
+        let durable = self.nodes[node].durable.get(&shard)?;
+        // The last ones had seen most of the others.
+        for key in self.of_key.get(&(shard, key.to_owned())).into_iter().flatten().rev() {
+            if !durable.includes(&key.origin, key.seq) || shown.includes(&key.origin, key.seq) {
+                continue;
+            }
+            let Some(made) = self.made.get(key).filter(|made| made.change.life >= life) else { continue };
+            if made.change.life > life {
+                (life, shown) = (made.change.life, Vector::EMPTY);
+            }
+            made.saw.iter().for_each(|(origin, seq)| shown.raise(*origin, seq));
+            shown.raise(key.origin, key.seq);
+        }
+        Some(shown)
     }
 
     /// What whoever has a change has seen of its shard.

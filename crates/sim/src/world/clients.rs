@@ -15,6 +15,9 @@ use crate::report::Sabotage;
 /// Calls that a session finds unanswered before its client begins a new one.
 const PATIENCE: u32 = 4;
 
+/// How many of a client's calls, in percent, send a request once more that was sent some time ago.
+const REPEATS_PERCENT: u64 = 4;
+
 /// A client with one session and at most one call under way.
 pub(super) struct Client {
     token: Token,
@@ -24,6 +27,8 @@ pub(super) struct Client {
     unanswered: u32,
     /// A write of unknown outcome, to be sent again with its request id.
     again: Option<Wish>,
+    /// A write with a request id that was sent some time ago, whatever became of it.
+    earlier: Option<Wish>,
 }
 
 /// A call on its way.
@@ -47,7 +52,7 @@ enum Wish {
 
 impl Client {
     pub(super) fn at(node: usize) -> Self {
-        Self { token: Token::default(), at: node, call: None, unanswered: 0, again: None }
+        Self { token: Token::default(), at: node, call: None, unanswered: 0, again: None, earlier: None }
     }
 }
 
@@ -87,7 +92,11 @@ impl World {
             return self.cover("an operation found its node down");
         }
         let (scope, _) = self.rng.pick(&self.config.scopes).clone();
-        let wish = match (self.clients[client].again.take(), self.rng.between(0, 9)) {
+        let mut again = self.clients[client].again.take();
+        if again.is_none() && self.rng.chance(REPEATS_PERCENT) {
+            again.clone_from(&self.clients[client].earlier);
+        }
+        let wish = match (again, self.rng.between(0, 9)) {
             (Some(again), _) => {
                 self.cover("a request was sent again");
                 again
@@ -99,6 +108,10 @@ impl World {
         let (Wish::Get(scope, _) | Wish::Scan(scope)) = &wish else {
             let Wish::Write(write) = &wish else { return };
             let (scope, key) = (write.scope.clone(), write.key.clone());
+            // Some stay for long: a node may have got them with a whole shard by then.
+            if write.request_id.is_some() && self.rng.chance(40) {
+                self.clients[client].earlier = Some(wish.clone());
+            }
             return self.begin(client, wish, &scope, Some(&key));
         };
         let scope = scope.clone();
@@ -188,7 +201,7 @@ impl World {
                 if let Some(row) = &row {
                     token.saw(shards[0], row, published.stable_commit);
                 }
-                let what = Shown::Key(row.as_ref());
+                let what = Shown::Key(&key, row.as_ref());
                 self.checkers.see(Fact::Shown { client, node: at, shards: &shards, what });
                 self.answered(client, at, token);
             }

@@ -13,7 +13,7 @@ use tropism_storage::{Engine, NodeKey, PeerRow, Reads, RebuildCause, Space, Stor
 use super::background::Frames;
 use super::{Mend, What, World};
 use crate::checkers::{Fact, NodeView, Promise};
-use crate::disk::SimDisk;
+use crate::disk::{SimDisk, key_of};
 use crate::report::Sabotage;
 use crate::rng::Rng;
 
@@ -257,6 +257,10 @@ impl World {
         let truth = &self.checkers.truth;
         let shared = |shard: &ShardId| truth.members(shard).count() > 1 && truth.is_shard_sound(*shard);
         let Some(found) = self.nodes[at].disk.row_of_a_key(pick, shared) else { return false };
+        let Some((shard, key)) = key_of(&found) else { return false };
+        if !self.checkers.truth.is_elsewhere(at, shard, &key) {
+            return false; // what rots must be on another disk
+        }
         self.crash(at);
         let Some((shard, key)) = self.nodes[at].disk.rot(&found, gone) else { return true };
         self.journal
@@ -356,6 +360,8 @@ impl World {
             self.nodes[at].turn_at = None;
         }
         let now = self.now_of(&self.nodes[at]);
+        let wall_ms = &mut self.checkers.truth.nodes[at].wall_ms;
+        *wall_ms = now.wall_ms.max(*wall_ms);
         let node = &mut self.nodes[at];
         if node.paused {
             return; // goes on when that is over
