@@ -70,9 +70,10 @@ async fn receive(world: &World, changes: &[Change]) {
         replaced: false,
     };
     let (frames, _kept) = tokio::sync::mpsc::channel(1_000);
-    world.handle.link_up(hello, 1, frames).await;
+    world.handle.link_up(hello, 1, frames);
     let body = FrameBody::Changes(changes.iter().map(Change::encode).collect());
-    world.handle.frame(peer, 1, Frame { round: 0, number: 1, body }).await;
+    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+    world.handle.frame(peer, 1, Frame { round: 0, number: 1, body }, &places).await;
     world.handle.stamps(1).await.unwrap(); // a turn later it is applied and published
 }
 
