@@ -203,6 +203,7 @@ mod tests {
                 store_id: 1,
                 head: Head::default(),
                 saw_you: None,
+                replaced: false,
             };
             let (frames, _) = mpsc::channel(1);
             self.messages.send(Message::LinkUp { hello, connection, frames }.into()).unwrap();

@@ -50,6 +50,8 @@ fn heartbeat() -> FrameBody {
         your_cursor: 0,
         linked: Vec::new(),
         stores: Vec::new(),
+        wholeness: crate::frame::Wholeness::Whole,
+        keys: 0,
     })
 }
 

@@ -142,7 +142,7 @@ fn a_pace_of_p_percent_takes_p_percent_of_the_time_in_short_stretches() {
         let pace = Pace { percent, rests_us: 0 };
         for most_us in [1_000, 2_000, 10_000] {
             let Share { items, step_us, us } = pace.share(1_000, most_us);
-            assert!(items >= 1 && items <= 1_000 && us <= most_us && us <= pace.stretch_us());
+            assert!((1..=1_000).contains(&items) && us <= most_us && us <= pace.stretch_us());
             assert_eq!(us * 100 / percent, step_us);
         }
         assert_eq!(pace.pause_us(1_000), 1_000 * (100 - percent) / percent);
