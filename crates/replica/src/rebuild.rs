@@ -23,6 +23,7 @@ use tropism_storage::{NodeKey, Reads, RebuildCause, RebuildRow, Space, Store, St
 
 use crate::frame::{Hello, Wholeness};
 use crate::limits::{FRAME_BYTES, FRAME_CHANGES, REBUILD_ANSWERS_US};
+use crate::link::Link;
 use crate::replica::{Event, Identity, Now, Replica, ReplicaError};
 
 /// How the store came to be that a replica boots on, as far as its shell knows.
@@ -218,7 +219,8 @@ impl Replica {
         {
             let left = self.pending.forget_of(self.identity.node);
             store.remove(Space::Node, NodeKey::Rebuild.encode());
-            if rebuild.row.cause != RebuildCause::New {
+            // Of a memory engine nobody expects more.
+            if rebuild.row.cause != RebuildCause::New && store.durable() {
                 store.put_row(Space::Node, NodeKey::Lost.encode(), &rebuild.row);
                 self.lost = Some(rebuild.row.clone());
             }
@@ -244,8 +246,10 @@ impl Replica {
         let vouch = rebuild.givers.iter().filter(|(_, giver)| rebuild.vouches(giver));
         let regions: BTreeSet<&RegionName> =
             vouch.filter_map(|(peer, _)| Some(self.links.get(peer)?.region())).collect();
+        let others: BTreeSet<&RegionName> = self.links.values().map(Link::region).collect();
         self.identity.rules.iter().filter_map(move |rule| {
-            let held = rule.regions.len() > 1 && rule.regions.contains(own);
+            let shared = rule.regions.iter().any(|region| region != own && others.contains(region));
+            let held = shared && rule.regions.contains(own);
             let vouched = rule.regions.iter().any(|region| regions.contains(region));
             (held && !vouched).then(|| &*rule.name)
         })
