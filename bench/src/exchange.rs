@@ -208,8 +208,8 @@ pub(crate) fn repair(keys: usize, missing: usize) -> Result<BTreeMap<&'static st
     // A new process: its first sweep comes by every key soon.
     let Node { store, .. } = pair.nodes.pop().context("two nodes")?;
     pair.nodes.push(boot(pair.now, 1, store)?);
-    pair.link()?;
     pair.events.clear();
+    pair.link()?;
     pair.run_until(|pair| pair.events.iter().any(|event| matches!(event, Event::Rotted { .. })))?;
     pair.take_said();
     pair.events.clear();

@@ -107,7 +107,9 @@ impl Cluster {
         let name = name(node);
         let log = File::options().create(true).append(true).open(self.dir.join(format!("{name}.log")))?;
         let mut command = Command::new(&self.program);
-        command.arg("serve").arg("--config").arg(self.dir.join(format!("{name}.toml")));
+        // What is measured begins alone, and is read while it is filled.
+        command.arg("serve").arg("--accept-loss");
+        command.arg("--config").arg(self.dir.join(format!("{name}.toml")));
         command.stdout(log.try_clone()?).stderr(log);
         let start = Instant::now();
         let process = Process::start(&mut command)?;
