@@ -23,7 +23,7 @@ use crate::limits::{
 use crate::rebuild::Rebuild;
 use crate::recent::Logged;
 use crate::reconcile::{Owes, Suspects};
-use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
+use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError, record_of};
 use crate::transfer::Giving;
 
 /// The smallest change, about: so many are read from the log at most for the credit that is left.
@@ -798,6 +798,7 @@ impl Replica {
         let share = self.budget.share(now, WALKED_CHANGES, WALKED_US);
         let rests = session.walk_due_us.is_some_and(|due| due > now.mono_us);
         let mut read = 0;
+        let mut known: Option<(ShardId, bool)> = None;
         while !linger
             && session.position < open
             && session.outstanding.bytes < session.credit.bytes()
@@ -833,10 +834,19 @@ impl Replica {
                 let author = logged.key.origin.node;
                 // What another life of the peer made may have gone with its store.
                 let has_it = Some(logged.key.origin) == peer_origin;
-                let shared = self
-                    .shards
-                    .cached(logged.key.shard)
-                    .is_none_or(|shard| shard.record.members().any(|member| *member == region));
+                let shard = logged.key.shard;
+                let shared = match (self.shards.cached(shard), known) {
+                    (Some(cached), _) => cached.record.members().any(|member| *member == region),
+                    (None, Some((known, shared))) if known == shard => shared,
+                    (None, _) => {
+                        // After a start nothing is in memory: who holds it follows from what it is.
+                        let row = store.shard(shard)?;
+                        let record = row.and_then(|row| record_of(&self.identity.rules, &row));
+                        let shared = record.is_none_or(|r| r.members().any(|member| *member == region));
+                        known = Some((shard, shared));
+                        shared
+                    }
+                };
                 if has_it || !shared {
                     continue;
                 }

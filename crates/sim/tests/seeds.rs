@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 11] = [
+const FAILED: [(u64, &str); 12] = [
+    (
+        10_089,
+        "after a start a peer was sent changes of a scope that it does not hold, and the cursor waited for its word",
+    ),
     (
         10_001,
         "a document repaired by a peer counted changes twice that had been put aside here, and did not load again",
