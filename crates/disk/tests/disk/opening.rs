@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use tempfile::tempdir;
+use tempfile::{TempDir, tempdir};
 use tropism_disk::{DiskOptions, OpenError, open};
 use tropism_storage::{Head, Space, Store, View};
 
@@ -193,9 +193,20 @@ fn unnoticed(dir: &Path, path: &Path, from: usize) -> Vec<usize> {
     (from..len).filter(|byte| !refused(byte * 8 + random.below(8))).collect()
 }
 
+/// A closed directory in which each of these spaces has a table. When tables are made is up to fjall's threads: where they
+/// did not come to it, another one is made.
+fn with_tables(spaces: &[u8]) -> TempDir {
+    let has_tables = |dir: &Path| {
+        let tables = |space| fs::read_dir(dir.join(format!("{STORE}/keyspaces/{space}/tables"))).unwrap();
+        spaces.iter().all(|space| tables(space).next().is_some())
+    };
+    let mut made = (0..100).map(|_| directory(&options(), 400, 0));
+    made.find(|dir| has_tables(dir.path())).unwrap()
+}
+
 #[test]
 fn no_bit_of_what_lists_tables_can_change() {
-    let dir = directory(&options(), 400, 0);
+    let dir = with_tables(&[0, 1, 5]);
     for number in [0, 1, 5] {
         let space = dir.path().join(format!("{STORE}/keyspaces/{number}"));
         let current = fs::read(space.join("current")).unwrap();
@@ -214,7 +225,7 @@ fn no_bit_of_what_lists_tables_can_change() {
 
 #[test]
 fn a_row_that_cannot_be_read_makes_the_next_open_read_every_table() {
-    let whole = directory(&options(), 400, 0);
+    let whole = with_tables(&[1]);
     let tables = |dir: &Path| -> Vec<PathBuf> {
         let all = files(&dir.join(STORE).join("keyspaces/1/tables"));
         assert!(!all.is_empty());
@@ -227,8 +238,8 @@ fn a_row_that_cannot_be_read_makes_the_next_open_read_every_table() {
     }
     let (engine, _) = open(dir.path(), &options()).unwrap();
     assert!(!dir.path().join("suspect").exists());
-    let unread = (0..60).filter(|number| engine.get(Space::Values, value_key(*number).as_bytes()).is_err());
-    assert!(unread.count() > 0);
+    // All of them, also rows whose later versions are still in the journal.
+    assert!(engine.scan(Space::Values, &[0], &[0xff; 3]).any(|row| row.is_err()));
     drop(engine);
     assert!(dir.path().join("suspect").exists());
     for _ in 0..2 {
