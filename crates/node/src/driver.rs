@@ -293,7 +293,8 @@ impl Handle {
     /// What to show a peer.
     pub(crate) async fn hello(&self, peer: NodeId) -> Option<Hello> {
         let (reply, hello) = oneshot::channel();
-        self.send(Message::Hello { peer, reply }.into());
+        let place = self.calls.clone().acquire_owned().await.ok()?; // never closed
+        self.send(Queued { message: Message::Hello { peer, reply }, place: Some(place) });
         hello.await.ok()
     }
 

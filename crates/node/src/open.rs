@@ -56,7 +56,7 @@ pub(crate) fn unfit(error: &ServeError) -> Option<String> {
 /// Runs a node, again with an empty store when it finds that its own must not be served.
 pub(crate) fn healing(
     config: &NodeConfig,
-    accept_loss: bool,
+    mut accept_loss: bool,
     mut run: impl FnMut(Opened) -> Result<(), ServeError>,
 ) -> Result<(), ServeError> {
     let mut set_asides = 0;
@@ -75,6 +75,7 @@ pub(crate) fn healing(
             return Err(error);
         };
         set_asides += 1;
+        accept_loss = false; // that was about the store which was there
         error!(%error, "the store is set aside, and peers fill an empty one");
         let aside = set_aside(&config.node.data_dir, wall_ms(), &reason)?;
         warn!(directory = ?aside.dir, reason, "what could not be served is kept there");

@@ -333,10 +333,12 @@ fn api_thread(
             let ready = if filled.is_some() { ServingStatus::NotServing } else { ServingStatus::Serving };
             set_health(&reporter, ready).await;
             if let Some(filled) = filled {
-                let reporter = reporter.clone();
+                let (reporter, draining) = (reporter.clone(), reached(phases.clone(), Phase::Draining));
                 tokio::spawn(async move {
-                    filled.await;
-                    set_health(&reporter, ServingStatus::Serving).await;
+                    tokio::select! {
+                        () = filled => set_health(&reporter, ServingStatus::Serving).await,
+                        () = draining => {} // it will not serve any more
+                    }
                 });
             }
             let draining = reached(phases.clone(), Phase::Draining);

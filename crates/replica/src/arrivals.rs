@@ -13,10 +13,11 @@ use bytes::Bytes;
 use tropism_crdt::{Change, NodeId};
 
 use crate::frame::{Frame, FrameBody};
-use crate::limits::LATE_MS;
+use crate::limits::{LATE_MS, OVERTAKEN_PLACES};
 use crate::replica::Now;
 
-/// What arrived from every peer, each frame with a tag of the driver's. Bounded by whoever lets frames in.
+/// What arrived from every peer, each frame with a tag of the driver's. Bounded by whoever lets frames in, for as long as
+/// their tags are here; what is left of frames that overtook others by [`OVERTAKEN_PLACES`].
 #[derive(Debug)]
 pub struct Arrivals<T> {
     peers: BTreeMap<NodeId, Queue<T>>,
@@ -32,6 +33,8 @@ struct Queue<T> {
     aside: VecDeque<Arrived<T>>,
     /// How many of `frames` are late.
     late: usize,
+    /// How many of them are only the places of frames that overtook others.
+    places: usize,
     /// Whether a frame of the connection was taken.
     begun: bool,
 }
@@ -78,13 +81,14 @@ impl<T> Arrivals<T> {
             frames: VecDeque::new(),
             aside: VecDeque::new(),
             late: 0,
+            places: 0,
             begun: false,
         });
         let late = is_late(now, &frame.body);
         let overtakes = match &frame.body {
             FrameBody::State(_) | FrameBody::Differ(_) => true,
             // A frame that was taken already, as its number says, changes nothing of what follows.
-            FrameBody::Told(_) => queue.begun && queue.late > 0,
+            FrameBody::Told(_) => queue.begun && queue.late > 0 && queue.places < OVERTAKEN_PLACES,
             _ => false,
         };
         if !overtakes {
@@ -93,6 +97,7 @@ impl<T> Arrivals<T> {
         }
         let place = Frame { body: FrameBody::Changes(Vec::new()), ..frame };
         queue.frames.push_back(Arrived { frame: place, tag: None, late: false });
+        queue.places += 1;
         if late {
             queue.aside.push_back(Arrived { frame, tag: Some(tag), late });
         } else {
@@ -126,6 +131,7 @@ impl<T> Arrivals<T> {
         let from = self.next(0, Queue::has_live)?;
         let queue = self.peers.get_mut(&from)?;
         let Arrived { frame, tag, .. } = queue.frames.pop_front()?;
+        queue.places -= usize::from(tag.is_none());
         queue.begun = true;
         Some(Taken { from, frame, tag })
     }

@@ -112,6 +112,9 @@ pub const SETTLE_KEYS: usize = 64;
 pub const SETTLE_STEP_US: u64 = 2_000;
 /// Changes of one origin that are wanted one by one; where more are missing, the shard comes as a whole.
 pub const WANTED_CHANGES: u64 = 4_096;
+/// Places of frames that overtook late ones, of one peer: they are remembered until the late ones are taken. As many as a
+/// driver lets wait of other frames.
+pub const OVERTAKEN_PLACES: usize = 2_048;
 /// A store that is rebuilt waits so long (us) after the first peer for others to answer: all that are there have by then.
 pub const REBUILD_ANSWERS_US: u64 = 2_000_000;
 /// What is owed to a peer is shown again after this long (us) until it has it.

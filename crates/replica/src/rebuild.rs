@@ -100,33 +100,32 @@ pub struct RebuildStatus {
 pub struct SetAside {
     view: Arc<dyn View + Send + Sync>,
     slot: u16,
-    rest: std::vec::IntoIter<Bytes>,
+    /// Where the slot is read on.
+    next: Vec<u8>,
 }
 
 impl SetAside {
     /// Reads it from the beginning.
     pub fn new(view: Arc<dyn View + Send + Sync>) -> Self {
-        Self { view, slot: 0, rest: Vec::new().into_iter() }
+        Self { view, slot: 0, next: vec![0, 0] }
     }
 
     /// The next changes, as many as one [`Input::Salvage`](crate::Input::Salvage) takes; none: these were all.
     pub fn next_batch(&mut self) -> Vec<Bytes> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while bytes < FRAME_BYTES && batch.len() < FRAME_CHANGES {
-            match self.rest.next() {
-                Some(change) => {
-                    bytes += change.len();
-                    batch.push(change);
+        while self.slot < SLOTS {
+            let end = (self.slot + 1).to_be_bytes();
+            for (name, change) in self.view.scan(Space::Log, &self.next, &end).map_while(Result::ok) {
+                if bytes >= FRAME_BYTES || batch.len() >= FRAME_CHANGES {
+                    self.next = name.to_vec();
+                    return batch;
                 }
-                None if self.slot < SLOTS => {
-                    let (from, to) = (self.slot.to_be_bytes(), (self.slot + 1).to_be_bytes());
-                    let rows = self.view.scan(Space::Log, &from, &to).map_while(Result::ok);
-                    self.rest = rows.map(|(_, change)| change).collect::<Vec<_>>().into_iter();
-                    self.slot += 1;
-                }
-                None => break,
+                bytes += change.len();
+                batch.push(change);
             }
+            self.slot += 1;
+            self.next = end.to_vec();
         }
         batch
     }
@@ -188,7 +187,7 @@ impl Replica {
         if rebuild.row.cause == RebuildCause::New && (hello.replaced || saw_another) {
             rebuild.row.cause = RebuildCause::Replaces { seen_by: hello.node };
             store.put_row(Space::Node, NodeKey::Rebuild.encode(), &rebuild.row);
-            self.outputs.push_back(crate::Output::Event(Event::Rebuilding { seen_by: hello.node }));
+            self.event(Event::Rebuilding { seen_by: hello.node });
         }
         let Some(rebuild) = &mut self.rebuild else { return };
         let giver = Giver { head: hello.head.commit, done: false, wholeness: Wholeness::Rebuilding, keys: 0 };
@@ -255,7 +254,7 @@ impl Replica {
         })
     }
 
-    /// Changes of the store that was set aside come, in the order in which it had logged them; none: these were all.
+    /// Changes of the store that was set aside come; none: these were all.
     pub(crate) fn salvage(
         &mut self,
         now: Now,
@@ -303,5 +302,43 @@ impl Replica {
             salvages: rebuild.salvage && self.is_filled(now),
             salvaged: rebuild.salvaged,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use tropism_crdt::Origin;
+    use tropism_placement::ShardId;
+    use tropism_storage::{LogKey, MemoryEngine};
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_was_set_aside_is_read_a_frame_at_a_time_and_every_change_once() {
+        let mut store = Store::open(Box::new(MemoryEngine::new())).unwrap();
+        let origin = Origin { node: NodeId::new("n").unwrap(), incarnation: 1, random: 2 };
+        let change = |seq: u64| Bytes::from(seq.to_be_bytes().repeat(FRAME_BYTES / 8 / 10));
+        for (shard, from) in [([0; 16], 0), ([7; 16], 100), ([0xff; 16], 200)] {
+            for seq in from..from + 25 {
+                store.log(LogKey { shard: ShardId(shard), origin, seq }, change(seq));
+            }
+        }
+        store.commit(1).unwrap();
+        let mut aside = SetAside::new(store.snapshot());
+        let mut read = Vec::new();
+        loop {
+            let batch = aside.next_batch();
+            if batch.is_empty() {
+                break;
+            }
+            assert!(batch.len() <= 11, "a frame, and what was begun before it was full");
+            read.extend(batch);
+        }
+        let all = [0..25, 100..125, 200..225].into_iter().flatten().map(change);
+        let mut all: Vec<Bytes> = all.collect();
+        read.sort();
+        all.sort();
+        assert_eq!(read, all);
     }
 }

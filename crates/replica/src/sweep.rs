@@ -113,8 +113,7 @@ impl Replica {
     /// Takes the next steps when they are due.
     pub(crate) fn sweep(&mut self, now: Now, store: &mut Store) -> Result<(), ReplicaError> {
         if self.sweep.values_due_us <= now.mono_us {
-            let keys = store.tally().keys;
-            self.sweep.keys = keys.alive + keys.deleted + keys.stubs + keys.parked;
+            self.sweep.keys = store.tally().keys.total();
             let (expired, first) = (self.census.expired(now.wall_ms), !self.census.is_whole());
             let pace = self.budget.pace(now);
             let share = self.sweep.scrub.step(now, pace, self.sweep.keys, expired, first);

@@ -149,6 +149,26 @@ fn what_a_peer_told_does_not_wait_for_late_changes_and_no_number_is_missing() {
 }
 
 #[test]
+fn a_peer_that_tells_without_end_is_not_remembered_without_end() {
+    let mut arrivals = arrived(vec![("p", heartbeat())]);
+    assert_eq!(word(arrivals.take_live()), "p 7.0 heartbeat Some(0)");
+    let frame = |number, body| Frame { round: 7, number, body };
+    arrivals.push(NOW, node("p"), frame(1, changes(1..3, 10_000)), 1);
+    for number in 0..OVERTAKEN_PLACES {
+        arrivals.push(NOW, node("p"), frame(2 + number as u64, told()), 2);
+        assert_eq!(word(arrivals.take_live()), "p 0.0 told Some(2)");
+    }
+    let last = OVERTAKEN_PLACES as u64 + 2;
+    arrivals.push(NOW, node("p"), frame(last, told()), 3);
+    assert_eq!(word(arrivals.take_live()), "nothing", "it waits, and its tag with it");
+    assert_eq!(word(arrivals.take_late(100)), "p 7.1 2 changes Some(1)");
+    for number in 2..last {
+        assert_eq!(word(arrivals.take_live()), format!("p 7.{number} 0 changes None"));
+    }
+    assert_eq!(word(arrivals.take_live()), format!("p 7.{last} told Some(3)"));
+}
+
+#[test]
 fn states_step_aside_for_live_traffic() {
     let mut arrivals = arrived(vec![("p", state()), ("p", changes(1..2, 0)), ("p", state())]);
     assert_eq!(word(arrivals.take_live()), "p 7.0 0 changes None");

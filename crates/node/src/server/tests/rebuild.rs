@@ -210,6 +210,13 @@ async fn a_damaged_store_and_an_old_copy_are_set_aside() {
     assert_eq!(aside(), 2);
     assert!(there.get("cache", "a").await.unwrap() && there.get("cache", "b").await.unwrap());
     there.stop().await;
+
+    // What an operator gave up was of the store that was there: the one in its place is filled like any other.
+    fs::remove_file(data.join("store/version")).unwrap();
+    let there = pair.start(1, Start { accept_loss: true, ..Start::default() }).await;
+    there.until_it_serves().await;
+    assert!(there.get("cache", "a").await.unwrap() && there.get("cache", "b").await.unwrap());
+    there.stop().await;
     here.stop().await;
 }
 
