@@ -47,6 +47,7 @@ mod frame;
 mod inspect;
 pub mod limits;
 mod link;
+mod outstanding;
 mod parked;
 mod rebuild;
 mod recent;

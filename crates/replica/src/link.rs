@@ -5,7 +5,7 @@
 //! ahead of the cursor. Everything between is *outstanding*; the cursor passes a commit when the peer has told that it
 //! applied every change of it, from whomever it came. After any outage the walk resumes at the cursor.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tropism_crdt::{NodeId, Origin, Stamp};
@@ -20,6 +20,7 @@ use crate::limits::{
     BATCH_LINGER_US, COMPARE_US, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
     SILENT_US, TELL_LAZILY_US, WALKED_CHANGES, WALKED_US,
 };
+use crate::outstanding::Outstanding;
 use crate::rebuild::Rebuild;
 use crate::recent::Logged;
 use crate::reconcile::{Owes, Suspects};
@@ -128,92 +129,6 @@ struct Session {
     unmet: Unmet,
     giving: Vec<Giving>,
     pub(crate) give_due_us: u64,
-}
-
-/// Changes sent to the peer, or left to others, that it has not told back.
-///
-/// Invariant: `commits` counts exactly the entries of `changes`; `bytes` sums exactly those that were sent.
-#[derive(Debug, Default)]
-struct Outstanding {
-    changes: BTreeMap<(ShardId, Origin), VecDeque<Sent>>,
-    commits: BTreeMap<u64, usize>,
-    /// Left to others: `(due, key)`; sent by us when due.
-    left: BTreeSet<(u64, LogKey)>,
-    count: usize,
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct Sent {
-    seq: u64,
-    commit: u64,
-    /// 0: left to others.
-    bytes: usize,
-    due_us: u64,
-}
-
-impl Outstanding {
-    fn add(&mut self, key: LogKey, commit: u64, bytes: usize, due_us: u64) {
-        self.changes.entry((key.shard, key.origin)).or_default().push_back(Sent {
-            seq: key.seq,
-            commit,
-            bytes,
-            due_us,
-        });
-        *self.commits.entry(commit).or_insert(0) += 1;
-        self.count += 1;
-        self.bytes += bytes;
-        if bytes == 0 {
-            self.left.insert((due_us, key));
-        }
-    }
-
-    /// The peer has everything of `origin` in `shard` up to `seq`; says whether that was news.
-    fn told(&mut self, shard: ShardId, origin: Origin, seq: u64) -> bool {
-        let Some(sent) = self.changes.get_mut(&(shard, origin)) else { return false };
-        let before = self.count;
-        sent.retain(|sent| {
-            if sent.seq > seq {
-                return true;
-            }
-            self.count -= 1;
-            self.bytes -= sent.bytes;
-            if sent.bytes == 0 {
-                self.left.remove(&(sent.due_us, LogKey { shard, origin, seq: sent.seq }));
-            }
-            if let Some(count) = self.commits.get_mut(&sent.commit) {
-                *count -= 1;
-                if *count == 0 {
-                    self.commits.remove(&sent.commit);
-                }
-            }
-            false
-        });
-        if sent.is_empty() {
-            self.changes.remove(&(shard, origin));
-        }
-        before != self.count
-    }
-
-    /// What was left to others cannot be sent: it is looked at again later.
-    fn postpone(&mut self, key: LogKey, due_us: u64, later_us: u64) {
-        self.left.remove(&(due_us, key));
-        let entry = self.changes.get_mut(&(key.shard, key.origin));
-        if let Some(sent) = entry.and_then(|sent| sent.iter_mut().find(|sent| sent.seq == key.seq)) {
-            sent.due_us = later_us;
-            self.left.insert((later_us, key));
-        }
-    }
-
-    /// What was left to others and is now sent by us.
-    fn sent(&mut self, key: LogKey, due_us: u64, bytes: usize) {
-        self.left.remove(&(due_us, key));
-        let entry = self.changes.get_mut(&(key.shard, key.origin));
-        if let Some(sent) = entry.and_then(|sent| sent.iter_mut().find(|sent| sent.seq == key.seq)) {
-            sent.bytes = bytes;
-            self.bytes += bytes;
-        }
-    }
 }
 
 /// How a link is.

@@ -93,7 +93,8 @@ pub enum Input {
         /// The key; `None`: as many keys as one turn may merge.
         key: Option<String>,
     },
-    /// Changes of a store that was set aside, in any order, at most as many as a frame may hold; none: these were all. For a replica whose status asks for them ([`RebuildStatus::salvages`]).
+    /// Changes of a store that was set aside, in any order, at most as many as a frame may hold; none: these were all.
+    /// For a replica whose status asks for them ([`RebuildStatus::salvages`]).
     Salvage(Vec<Bytes>),
     /// What the driver measured in a window of some [`WINDOW_US`](crate::limits::WINDOW_US): the pace of background work
     /// follows it. Without such inputs it is what it is with nobody in the foreground.
