@@ -243,9 +243,8 @@ impl Clients<'_> {
     ) -> Result<TcpListener, ServeError> {
         let listener =
             TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-        // One runtime per core: HTTP/2 is most of a call's work, and the replica's thread, which shares the cores with
-        // them, is busy for a third of the time when all of them are.
-        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        // One runtime per two cores: the replica, the store and the links need the others; gets get slower with more.
+        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
         for number in 0..threads {
             let (lane, thread) = api_thread(&self.api, self.phases.clone(), number)?;
             self.lanes.push(lane);
