@@ -23,8 +23,23 @@ use crate::replica::{Event, Now, Output, Replica, ReplicaError, log_key, record_
 pub(crate) struct Pending {
     changes: BTreeMap<(ShardId, Origin, u64), Waits>,
     bytes: usize,
-    /// Changes that were waited for since the last time they were asked for.
+    /// When it is looked next for what is overdue.
     next_want_us: Option<u64>,
+    /// What was asked for, of whom: only of what is waited for.
+    asked: BTreeMap<(NodeId, ShardId, Origin), Asked>,
+}
+
+/// Changes of an author that were asked for.
+#[derive(Debug)]
+struct Asked {
+    /// The first that was missing.
+    from: u64,
+    /// The last that was asked for.
+    to: u64,
+    /// When they are asked for again.
+    due_us: u64,
+    /// How often in a row nothing of it had come by then.
+    tries: u32,
 }
 
 #[derive(Debug)]
@@ -72,8 +87,14 @@ impl Pending {
         self.bytes -= waits.bytes.len() + CHANGE_OVERHEAD_BYTES;
         if self.changes.is_empty() {
             self.next_want_us = None;
+            self.asked.clear();
         }
         Some(waits)
+    }
+
+    /// What a node was asked for on a connection that is gone is asked for again.
+    pub(crate) fn forget_asked(&mut self, of: NodeId) {
+        self.asked.retain(|(peer, ..), _| *peer != of);
     }
 
     /// Forgets what came from a node and waits; says how many changes that were.
@@ -388,7 +409,9 @@ impl Replica {
         self.event(Event::Refused { from, reason });
     }
 
-    /// Asks for what waiting changes depend on, when it is overdue.
+    /// Asks for what waiting changes depend on, when it is overdue; again after twice the time each time that nothing came.
+    /// An answer may wait long among what else is late: asked for at a steady rate, answers would come faster than they
+    /// can be taken, and the queue would never end.
     pub(crate) fn want_missing(&mut self, now: Now) {
         if self.pending.next_want_us.is_none_or(|due| due > now.mono_us) {
             return;
@@ -408,8 +431,27 @@ impl Replica {
                 }
             }
         }
+        self.pending.asked.retain(|key, _| wants.contains_key(key));
         for ((to, shard, origin), (from, last)) in wants {
-            self.want(to, Want { shard, origin, from, to: last });
+            let asked = self.pending.asked.entry((to, shard, origin)).or_insert(Asked {
+                from,
+                to: from - 1,
+                due_us: 0,
+                tries: 0,
+            });
+            let mut first = from;
+            if asked.due_us > now.mono_us {
+                if last <= asked.to {
+                    continue;
+                }
+                first = from.max(asked.to.saturating_add(1));
+            } else {
+                asked.tries = if from > asked.from || asked.to < from { 0 } else { asked.tries + 1 };
+                asked.from = from;
+                asked.due_us = now.mono_us + (WANT_US << asked.tries.min(WANT_DOUBLINGS));
+            }
+            asked.to = last.max(asked.to);
+            self.want(to, Want { shard, origin, from: first, to: last });
         }
         self.pending.next_want_us = (!self.pending.changes.is_empty()).then_some(now.mono_us + WANT_US);
     }

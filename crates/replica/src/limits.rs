@@ -39,6 +39,8 @@ pub const DEAD_US: u64 = 5_000_000;
 pub const RESEND_US: u64 = 2_000_000;
 /// A change whose dependencies are missing for this long (us) asks its sender for them.
 pub const WANT_US: u64 = 250_000;
+/// How often that time doubles while nothing comes: to half a minute.
+pub const WANT_DOUBLINGS: u32 = 7;
 /// A difference between vectors that lasts this long (us) is not traffic under way: its changes are asked for.
 pub const SETTLE_US: u64 = 2_000_000;
 /// Interval of vector comparison per link, us.

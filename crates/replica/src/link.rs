@@ -398,6 +398,7 @@ impl Replica {
             }
         }
         self.rebuild_met(now, store, &hello);
+        self.pending.forget_asked(hello.node);
         let Some(link) = self.links.get_mut(&hello.node) else { return };
         link.row.cursor = link.row.cursor.min(head.commit);
         link.session = Some(Session {

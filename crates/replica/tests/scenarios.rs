@@ -14,6 +14,8 @@ mod scrub;
 #[path = "scenarios/verify.rs"]
 mod verify;
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 use tropism_crdt::cell::Content;
 use tropism_crdt::document::{Document, DocumentError, MAX_HEADS, PatchOp, Paths};
@@ -119,6 +121,32 @@ fn a_frame_that_is_lost_is_sent_again_or_asked_for() {
     assert_eq!(pair.value(1, "cache/c", "k"), ValueRow::default());
     pair.wait_ms(5_000);
     assert!(matches!(pair.value(1, "cache/c", "k").cell.content, Content::Register(_)));
+}
+
+#[test]
+fn what_does_not_come_is_asked_for_ever_more_seldom_and_on_a_new_connection_at_once() {
+    let mut pair = Cluster::linked();
+    pair.write(0, write("cache/x", "k", bytes("1"))).unwrap();
+    pair.settle_without(|frame| matches!(frame.body, FrameBody::Changes(_))); // the first is lost
+    pair.write(0, write("cache/x", "k", bytes("2"))).unwrap();
+    pair.wait_ms(50);
+    let asked = |pair: &mut Cluster, ms| {
+        let asked = Cell::new(0);
+        // Changes wait somewhere, resent or asked for; whoever asks is heard.
+        pair.wait_ms_without(ms, |frame| {
+            asked.set(asked.get() + u32::from(matches!(frame.body, FrameBody::Want(_))));
+            matches!(frame.body, FrameBody::Changes(_))
+        });
+        asked.get()
+    };
+    let (first, next) = (asked(&mut pair, 4_000), asked(&mut pair, 4_000));
+    assert!((3..=8).contains(&first) && next <= 2, "{first}, {next}"); // at a steady rate: 16, 16
+    pair.cut(0, 1);
+    pair.connect(0, 1);
+    pair.settle_without(|frame| matches!(frame.body, FrameBody::Changes(_)));
+    assert!(asked(&mut pair, 500) >= 1);
+    pair.wait_ms(1_000);
+    assert_eq!(pair.value(1, "cache/x", "k").cell, pair.value(0, "cache/x", "k").cell);
 }
 
 #[test]
