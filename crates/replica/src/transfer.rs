@@ -231,6 +231,10 @@ impl Replica {
         if !theirs || settling || vector.is_empty() {
             return Ok(());
         }
+        // The question came twice: parts of another snapshot, cut elsewhere, must not join those under way.
+        if giving.iter().any(|giving| (giving.shard, giving.id) == (shard, id)) {
+            return Ok(());
+        }
         giving.retain(|giving| giving.shard != shard);
         if giving.len() >= GIVEN_AT_ONCE {
             return Ok(());
@@ -371,9 +375,10 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         let id = part.shard;
         let mut staged = transfer_row(store, id)?.unwrap_or_default();
-        if part.begins_anew && !staged.last.is_empty() {
+        if part.begins_anew {
+            // What is staged may be more than this giver has, also a part of the first key.
             if !part.vector.dominates(&staged.vector) {
-                self.unstage(store, id)?; // what is staged may be more than this giver has
+                self.unstage(store, id)?;
             }
             staged = TransferRow::default();
         }

@@ -5,7 +5,15 @@ use std::collections::BTreeMap;
 use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 12] = [
+const FAILED: [(u64, &str); 14] = [
+    (
+        770_281,
+        "a shard was asked for in one frame that came twice, and parts of two snapshots were staged as one",
+    ),
+    (
+        770_054,
+        "what was missing was asked for four times a second while the answers waited among late frames, which never ended",
+    ),
     (
         10_089,
         "after a start a peer was sent changes of a scope that it does not hold, and the cursor waited for its word",
