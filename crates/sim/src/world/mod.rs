@@ -25,7 +25,7 @@ use self::faults::Mend;
 use self::journal::Journal;
 use self::node::Node;
 use self::verifier::Verifier;
-use crate::checkers::{Checkers, Fact, NodeView, Promise};
+use crate::checkers::{Checkers, Fact, Promise};
 use crate::config::Config;
 use crate::network::Network;
 use crate::report::{Report, Size};
@@ -164,6 +164,7 @@ impl World {
 
     fn run(&mut self) {
         let mut equal = false;
+        let mut happened = 0_u64;
         while self.checkers.violations.is_empty() && !equal {
             if !self.settling
                 && self.report.operations >= self.size.operations
@@ -175,14 +176,17 @@ impl World {
             let Some(what) = self.events.remove(&at) else { continue };
             self.now_us = at.0;
             self.happen(what);
-            equal = self.settling && self.order.is_multiple_of(64) && self.all_equal() && self.all_verified();
+            happened += 1;
+            let looks = self.settling && happened.is_multiple_of(64);
+            equal = looks && self.unequal().is_none() && self.all_verified();
             if self.settling && self.now_us > self.report.virtual_us + SETTLE_LIMIT_US {
+                let why = self.unequal().unwrap_or_else(|| self.unverified());
                 let status: Vec<_> = self
                     .nodes
                     .iter()
                     .filter_map(|n| n.running.as_ref().map(|(_, r)| (n.id, r.status(self.now_of(n)))))
                     .collect();
-                let text = format!("not equal {SETTLE_LIMIT_US} us after the last fault: {status:#?}");
+                let text = format!("{SETTLE_LIMIT_US} us after the last fault: {why}; {status:#?}");
                 let all = (0..self.nodes.len()).collect();
                 self.checkers.violated(Promise::Service, all, text);
                 break;
@@ -218,6 +222,10 @@ impl World {
             for b in 0..self.nodes.len() {
                 self.mend(Mend::Link(a, b));
                 self.mend(Mend::Speed(a, b));
+                // A connection loses nothing by itself; a shard in thousands of small parts would never come whole.
+                if let Some(direction) = self.network.direction(a, b) {
+                    direction.loss = 0;
+                }
             }
             self.mend(Mend::Clock(a));
             self.mend(Mend::Disk(a));
@@ -226,57 +234,78 @@ impl World {
         }
     }
 
-    fn all_equal(&mut self) -> bool {
-        for node in &self.nodes {
-            let merging = node.running.as_ref().is_none_or(|(_, replica)| !replica.settling().is_empty());
-            if node.syncing || merging || node.is_filling() {
-                return false;
+    /// What is not yet as it must be in the end, if anything.
+    fn unequal(&mut self) -> Option<String> {
+        for (n, node) in self.nodes.iter().enumerate() {
+            match &node.running {
+                None => return Some(format!("n{n} does not run")),
+                Some((_, replica)) if !replica.settling().is_empty() => {
+                    return Some(format!("n{n} merges {:?}", replica.settling()));
+                }
+                Some(_) if node.is_filling() => return Some(format!("n{n} is filled")),
+                Some(_) => {}
             }
         }
         // What had rotted is whole again when everybody has looked at every row and all digests agree.
         if !self.checkers.truth.rotten.is_empty() {
-            if !self.digests_agree() {
-                return false;
+            if let Some(why) = self.digests_disagree() {
+                return Some(why);
             }
             self.checkers.truth.rotten.clear();
         }
-        // Nothing is under way: stability comes in time as well, unless somebody lied about what it has.
         let truth = &self.checkers.truth;
-        let mut equal = !truth.forged.is_empty() || truth.nodes.iter().all(NodeView::all_stable);
-        for a in 0..self.nodes.len() {
-            for b in 0..self.nodes.len() {
-                let (Some((store_a, _)), Some((store_b, _))) =
-                    (&self.nodes[a].running, &self.nodes[b].running)
-                else {
-                    return false;
-                };
-                if a == b {
-                    continue;
-                }
-                let (truth, view) = (&self.checkers.truth, &self.checkers.truth.nodes[b]);
-                equal &= self.checkers.truth.nodes[a].vectors.iter().all(|(shard, vector)| {
-                    !truth.members(shard).any(|member| member == b)
-                        || view.vectors.get(shard) == Some(vector)
-                        || [a, b].iter().any(|node| truth.liars.contains(&(*node, *shard)))
+        for (a, view) in truth.nodes.iter().enumerate() {
+            for (b, other) in truth.nodes.iter().enumerate() {
+                let differs = view.vectors.iter().find(|(shard, vector)| {
+                    truth.members(shard).any(|member| member == b)
+                        && other.vectors.get(*shard) != Some(*vector)
+                        && ![a, b].iter().any(|node| truth.liars.contains(&(*node, **shard)))
                 });
-                if equal {
-                    self.checkers.see(Fact::Pair { a: (a, store_a), b: (b, store_b) });
+                if let Some((shard, vector)) = differs {
+                    let other = other.vectors.get(shard);
+                    return Some(format!("{shard}: n{a} has {vector:?}, n{b} {other:?}"));
                 }
             }
         }
-        equal
+        // Nothing is under way: stability comes in time as well, unless somebody lied about what it has.
+        if truth.forged.is_empty()
+            && let Some(n) = truth.nodes.iter().position(|view| !view.all_stable())
+        {
+            return Some(format!("not everything is stable at n{n}"));
+        }
+        if let Some(n) = self.nodes.iter().position(|node| node.syncing) {
+            return Some(format!("n{n} syncs"));
+        }
+        for a in 0..self.nodes.len() {
+            for b in (0..self.nodes.len()).filter(|b| *b != a) {
+                if let (Some((one, _)), Some((other, _))) = (&self.nodes[a].running, &self.nodes[b].running) {
+                    self.checkers.see(Fact::Pair { a: (a, one), b: (b, other) });
+                }
+            }
+        }
+        None
     }
 
-    fn digests_agree(&self) -> bool {
-        let mut digests: BTreeMap<ShardId, VectorRow> = BTreeMap::new();
-        self.nodes.iter().all(|node| {
-            let Some((store, replica)) = &node.running else { return false };
-            let agree = store.shards().unwrap_or_default().into_iter().all(|(row, state)| {
-                !self.checkers.truth.is_promised(row.id())
-                    || state.digest.is_some() && *digests.entry(row.id()).or_insert(state.clone()) == state
-            });
-            agree && replica.status(self.now_of(node)).counted
-        })
+    /// A digest that is not known, or not the same at every member.
+    fn digests_disagree(&self) -> Option<String> {
+        let mut digests: BTreeMap<ShardId, (usize, VectorRow)> = BTreeMap::new();
+        for (n, node) in self.nodes.iter().enumerate() {
+            let (store, replica) = node.running.as_ref()?;
+            for (row, state) in store.shards().unwrap_or_default() {
+                let shard = row.id();
+                if !self.checkers.truth.is_promised(shard) {
+                    continue;
+                }
+                let (first, is) = digests.entry(shard).or_insert_with(|| (n, state.clone()));
+                if state.digest.is_none() || *is != state {
+                    return Some(format!("{shard}: n{first} has {is:?}, n{n} {state:?}"));
+                }
+            }
+            if !replica.status(self.now_of(node)).counted {
+                return Some(format!("n{n} has not counted its keys"));
+            }
+        }
+        None
     }
 
     fn schedule(&mut self, in_us: u64, what: What) {

@@ -115,6 +115,11 @@ impl World {
         done
     }
 
+    /// Which shards were not found equal yet, and where.
+    pub(super) fn unverified(&self) -> String {
+        format!("not verified yet: {:?}; asked {:?}", self.verifier.left, self.verifier.asked)
+    }
+
     fn ask_verify(&mut self, at: usize, scope: ScopeName, index: u16, patience_us: u64) {
         let Some(record) = self.checkers.truth.record(scope.as_str()) else { return };
         let shard = ShardId::of(&record.scope, index);
