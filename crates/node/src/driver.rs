@@ -398,6 +398,7 @@ impl Driver {
             next_ticket: 0,
             status_due: Instant::now(),
             inputs: 0,
+            late_inputs: 0,
             began: None,
             leaving: Vec::new(),
             came: Vec::new(),
@@ -452,6 +453,8 @@ struct Turns {
     status_due: Instant,
     /// Inputs of the open turn.
     inputs: usize,
+    /// Those of them that are late.
+    late_inputs: usize,
     /// When the first of them was taken.
     began: Option<Instant>,
     /// What leaves with the open turn beside the replica's outputs.
@@ -483,7 +486,7 @@ impl Turns {
                 self.sync.wait()?;
                 return self.stop();
             }
-            if !self.sync.busy()? {
+            if !self.sync.busy()? && !(waited == Waited::Came && self.lingers(inbox)) {
                 self.end_turn(now, inbox)?;
             }
         }
@@ -492,6 +495,17 @@ impl Turns {
     /// Whether the open turn takes no more.
     fn is_full(&self) -> bool {
         self.inputs >= TURN_INPUTS || self.began.is_some_and(|began| began.elapsed() >= TURN_TIME)
+    }
+
+    /// Whether the open turn holds nothing that somebody waits for, and more such can join it: a sync for each stretch of
+    /// late work would take longer than the stretch, and what clients want would wait for it.
+    fn lingers(&self, inbox: &Inbox) -> bool {
+        self.only_late() && !self.is_full() && inbox.late_in().is_some() && !inbox.has_prompt()
+    }
+
+    /// Whether all that is in the open turn is late.
+    fn only_late(&self) -> bool {
+        self.inputs > 0 && self.inputs == self.late_inputs
     }
 
     /// Waits until there is something to take, the open turn can end, or time asks for something.
@@ -511,11 +525,17 @@ impl Turns {
             // The end of the sync is a message too; that its thread ended is not.
             return Ok(inbox.wait(now, late.map_or(SYNC_CHECK, |late| late.min(SYNC_CHECK))));
         }
-        if ready || self.inputs > 0 {
+        if ready || (self.inputs > 0 && !self.lingers(inbox)) {
             return Ok(Waited::Came);
         }
         let patience = Duration::from_micros(self.replica.next_deadline(now).saturating_sub(now.mono_us));
-        Ok(inbox.wait(now, late.map_or(patience, |late| late.min(patience))))
+        let full_in = self.began.map_or(patience, |began| TURN_TIME.saturating_sub(began.elapsed()));
+        let patience = patience.min(full_in);
+        Ok(match late {
+            // What is late is waited for as anything else is: it does not end the turn.
+            Some(late) if late < patience => inbox.wait(now, late).or(Waited::Came),
+            _ => inbox.wait(now, patience),
+        })
     }
 
     /// Takes what is there; says whether to stop. What comes while another thing is taken has its turn, too.
@@ -549,6 +569,7 @@ impl Turns {
             let Some((next, changes)) = inbox.next_late(micros(left)) else { break };
             let is_measured = matches!(&next, Next::Frame(.., frame) if carries_changes(frame));
             let at = Instant::now();
+            self.late_inputs += 1;
             self.take(now, next)?;
             if is_measured {
                 inbox.took(changes, at.elapsed());
@@ -577,6 +598,7 @@ impl Turns {
             self.leave(output, &mut leaving)?;
         }
         let inputs = std::mem::take(&mut self.inputs);
+        self.late_inputs = 0;
         self.began = None;
         let turn = Turn {
             committed,

@@ -50,6 +50,13 @@ pub(crate) enum Waited {
     Over,
 }
 
+impl Waited {
+    /// What it means when waiting in vain means something.
+    pub(crate) fn or(self, in_vain: Self) -> Self {
+        if self == Self::InVain { in_vain } else { self }
+    }
+}
+
 impl Inbox {
     pub(crate) fn new(messages: Receiver<Queued>) -> Self {
         Self {

@@ -10,9 +10,13 @@ use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
 use tropism_storage::{EditKey, KeptChange, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
+use crate::arrivals::late;
 use crate::documents::LoadError;
 use crate::frame::{FrameBody, Want};
-use crate::limits::{CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, MAX_LIFE, PENDING_BYTES, WANT_US};
+use crate::limits::{
+    CHANGE_OVERHEAD_BYTES, FRAME_CHANGES, MAX_LIFE, PENDING_BYTES, TELL_LATE_US, TELL_LAZILY_US,
+    WANT_DOUBLINGS, WANT_US,
+};
 use crate::replica::{Event, Now, Output, Replica, ReplicaError, log_key, record_of};
 
 /// Changes that came before what they depend on. In memory only: a change is told to have arrived when it is applied,
@@ -153,7 +157,7 @@ impl Replica {
             let vector = &self.shards.get(store, &sound.row, id, || record)?.vector;
             if vector.includes(&origin, seq) {
                 let told = vector.get(&origin);
-                self.tell(now, from, from, id, origin, told); // the sender does not know yet
+                self.tell(now, from, 0, id, origin, told); // the sender does not know yet
                 if let Some(link) = self.links.get_mut(&from) {
                     link.counted.duplicates += 1;
                 }
@@ -245,7 +249,13 @@ impl Replica {
         self.record_change(store, id, log_key(id, &change), (bytes, Some(from)))?;
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
         for peer in peers {
-            self.tell(now, peer, from, id, origin, seq);
+            // Soon to whom it came from, unless that one is long since late with it, and lazily to others.
+            let within_us = match (peer == from, late(now, change.stamp)) {
+                (true, false) => 0,
+                (true, true) => TELL_LATE_US,
+                (false, _) => TELL_LAZILY_US,
+            };
+            self.tell(now, peer, within_us, id, origin, seq);
         }
         ready.entry((id, change.key.clone())).or_default().push(change);
         Ok(())

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use tropism_crdt::{Change, NodeId};
+use tropism_crdt::{Change, NodeId, Stamp};
 
 use crate::frame::{Frame, FrameBody};
 use crate::limits::{LATE_MS, OVERTAKEN_PLACES};
@@ -179,15 +179,19 @@ impl<T> Queue<T> {
     }
 }
 
+/// Whether a change did not come with its time.
+pub(crate) fn late(now: Now, stamp: Stamp) -> bool {
+    stamp.unix_ms().saturating_add(LATE_MS) < now.wall_ms
+}
+
 /// Whether to take a frame is background work.
 fn is_late(now: Now, body: &FrameBody) -> bool {
     match body {
         FrameBody::State(_) | FrameBody::Differ(_) => true,
         // The last one is the youngest of its author.
-        FrameBody::Changes(changes) => changes
-            .last()
-            .and_then(Change::peek_stamp)
-            .is_some_and(|stamp| stamp.unix_ms().saturating_add(LATE_MS) < now.wall_ms),
+        FrameBody::Changes(changes) => {
+            changes.last().and_then(Change::peek_stamp).is_some_and(|stamp| late(now, stamp))
+        }
         _ => false,
     }
 }

@@ -5,14 +5,14 @@
 //! time. The budget compares the 99th percentile while background work ran with that while it rested: what a window is
 //! like without it is measured, not guessed, so now and then all background work rests for two windows. Where the
 //! percentile is beyond 1.5 times the other, the *pace* is halved, down to a floor at which everything still comes to an
-//! end; otherwise it rises by a small step, and fast when no client writes at all.
+//! end; otherwise it rises by a small step, and fast while no client writes at all.
 //!
 //! A pace of p percent means both: background work takes p percent of the time, and its stretches are short, by the
 //! square of p, since a stretch is what a write may have to wait for.
 
 use crate::limits::{
-    FLOOR_PERCENT, IDLE_WINDOWS, JUDGED_CALLS, JUDGED_WINDOWS, PACE_STEP_PERCENT, REST_EVERY_WINDOWS,
-    SLOWED_PERCENT, START_PERCENT, STRETCH_US, WINDOW_US,
+    FLOOR_PERCENT, IDLE_WINDOWS, JUDGED_CALLS, JUDGED_WINDOWS, PACE_STEP_PERCENT, QUIET_WINDOWS,
+    REST_EVERY_WINDOWS, SLOWED_PERCENT, START_PERCENT, STRETCH_US, WINDOW_US,
 };
 use crate::replica::Now;
 
@@ -210,6 +210,8 @@ impl Pace {
 #[derive(Debug)]
 pub(crate) struct Budget {
     percent: u64,
+    /// What it was when clients were last there.
+    busy_percent: u64,
     /// Windows in a row without a call.
     idle: u32,
     /// While background work rests: until when.
@@ -240,6 +242,7 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             percent: 100,
+            busy_percent: START_PERCENT,
             // Whoever starts has no clients yet.
             idle: IDLE_WINDOWS,
             rests_until_us: 0,
@@ -289,8 +292,13 @@ impl Budget {
         let calls = &seen.latencies;
         if calls.calls() == 0 {
             self.idle = self.idle.saturating_add(1);
-            if self.idle >= IDLE_WINDOWS {
+            if self.idle == QUIET_WINDOWS {
+                self.busy_percent = self.percent;
+            }
+            if self.idle >= QUIET_WINDOWS {
                 self.percent = (self.percent * 2).min(100);
+            }
+            if self.idle >= IDLE_WINDOWS {
                 self.begin_judging();
                 self.p99_us = None;
             }
@@ -298,6 +306,9 @@ impl Budget {
                 self.phase = Phase::Runs(REST_EVERY_WINDOWS); // it rested in vain
             }
             return;
+        }
+        if (QUIET_WINDOWS..IDLE_WINDOWS).contains(&self.idle) {
+            self.percent = self.busy_percent;
         }
         if self.idle >= IDLE_WINDOWS {
             self.percent = self.percent.min(START_PERCENT);

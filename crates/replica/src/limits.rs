@@ -51,6 +51,9 @@ pub const VECTORS_PER_FRAME: usize = 512;
 pub const SUSPECTS: usize = 4_096;
 /// What a peer is told lazily (it did not send it to us) waits this long, us.
 pub const TELL_LAZILY_US: u64 = 100_000;
+/// That a change came is told within this time (us) when it was late: nobody waits for it, and each part of a frame that
+/// is taken would cost a frame of its own. Short beside the time over which a link's credit is measured.
+pub const TELL_LATE_US: u64 = 25_000;
 /// What is remembered of peers is written this often at most, us: older is only sent again.
 pub const PEER_ROWS_US: u64 = 1_000_000;
 /// Changes of one client write or frame whose number this node accepts from a peer: larger frames are refused.
@@ -70,6 +73,8 @@ pub const PACE_STEP_PERCENT: u64 = 2;
 pub const JUDGED_CALLS: u64 = 100;
 /// It is judged after so many windows also when there were fewer: a second.
 pub const JUDGED_WINDOWS: u32 = 5;
+/// After so many windows without a call background work takes what clients leave, until they call again.
+pub const QUIET_WINDOWS: u32 = 3;
 /// After so many windows without a call nobody is in the foreground: two seconds.
 pub const IDLE_WINDOWS: u32 = 10;
 /// After so many windows background work rests for two, to know what the foreground is like without: 8 % of the time.

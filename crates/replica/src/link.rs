@@ -18,7 +18,7 @@ use crate::frame::{Frame, FrameBody, Heartbeat, Hello, Told, Want, Wholeness};
 use crate::inspect::Unmet;
 use crate::limits::{
     BATCH_LINGER_US, COMPARE_US, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
-    SILENT_US, TELL_LAZILY_US, WALKED_CHANGES, WALKED_US,
+    SILENT_US, WALKED_CHANGES, WALKED_US,
 };
 use crate::outstanding::Outstanding;
 use crate::rebuild::Rebuild;
@@ -501,12 +501,12 @@ impl Replica {
         Ok(())
     }
 
-    /// Notes that a vector rose, to be told to `to`: soon to whom it came from, lazily to others.
+    /// Notes that a vector rose, to be told to `to` within so many us.
     pub(crate) fn tell(
         &mut self,
         now: Now,
         to: NodeId,
-        source: NodeId,
+        within_us: u64,
         shard: ShardId,
         origin: Origin,
         seq: u64,
@@ -514,7 +514,7 @@ impl Replica {
         let Some(session) = self.links.get_mut(&to).and_then(|link| link.session.as_mut()) else { return };
         let entry = session.told.entry((shard, origin)).or_insert(0);
         *entry = seq.max(*entry);
-        let at = if to == source { now.mono_us } else { now.mono_us + TELL_LAZILY_US };
+        let at = now.mono_us + within_us;
         session.tell_at_us = Some(session.tell_at_us.map_or(at, |due| due.min(at)));
     }
 

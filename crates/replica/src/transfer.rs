@@ -458,7 +458,7 @@ impl Replica {
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
         for (origin, seq) in raised {
             for peer in &peers {
-                self.tell(now, *peer, *peer, id, origin, seq);
+                self.tell(now, *peer, 0, id, origin, seq);
             }
         }
         self.transfers.counted.shards += 1;

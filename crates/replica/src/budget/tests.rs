@@ -72,6 +72,20 @@ fn nobody_in_the_foreground_leaves_everything_to_background_work() {
 }
 
 #[test]
+fn a_pause_of_the_clients_is_used_and_they_are_met_by_the_pace_they_left() {
+    let mut driver = Driver::new();
+    driver.window(100, 1_000);
+    while driver.percent() < 40 || driver.rests() || driver.budget.phase == Phase::Rests {
+        driver.window(100, 1_000);
+    }
+    let left = driver.percent();
+    (0..QUIET_WINDOWS + 1).for_each(|_| driver.window(0, 0));
+    assert_eq!(driver.percent(), 100);
+    driver.window(1, 500);
+    assert!((left..=left + PACE_STEP_PERCENT).contains(&driver.percent()), "{left}, {}", driver.percent());
+}
+
+#[test]
 fn what_the_foreground_is_like_without_background_work_is_measured_and_not_guessed() {
     let mut driver = Driver::new();
     driver.window(100, 1_000);
