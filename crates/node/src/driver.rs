@@ -486,7 +486,8 @@ impl Turns {
                 self.sync.wait()?;
                 return self.stop();
             }
-            if !self.sync.busy()? && !(waited == Waited::Came && self.lingers(inbox)) {
+            let lingers = waited == Waited::Came && self.lingers(inbox);
+            if !lingers && !self.sync.busy()? {
                 self.end_turn(now, inbox)?;
             }
         }

@@ -277,11 +277,12 @@ impl Replica {
     /// A peer has staged parts.
     pub(crate) fn fetched(&mut self, now: Now, from: NodeId, fetched: Fetched) {
         let Some(giving) = self.links.get_mut(&from).and_then(|link| link.giving()) else { return };
+        // It takes what came before: the rest waits there.
+        giving.iter_mut().for_each(|given| given.touched_us = now.mono_us);
         let Some(at) = giving.iter().position(|g| g.shard == fetched.shard && g.id == fetched.id) else {
             return;
         };
         let given = &mut giving[at];
-        given.touched_us = now.mono_us;
         let first = given.number - given.unstaged.len() as u64;
         for _ in first..=fetched.number.min(given.number.saturating_sub(1)) {
             given.in_flight -= given.unstaged.pop_front().unwrap_or(0);
@@ -330,6 +331,11 @@ impl Replica {
         part: StatePart,
     ) -> Result<(), ReplicaError> {
         let id = part.shard;
+        // While parts of anything come from a giver, those of a shard may be behind them: asked for again, they would only
+        // make the queue longer.
+        for taking in self.transfers.taking.values_mut().filter(|taking| taking.from == from) {
+            taking.touched_us = now.mono_us;
+        }
         let Some(taking) = self.transfers.taking.get_mut(&id) else { return Ok(()) };
         if taking.from != from || taking.id != part.id {
             return Ok(()); // of a transfer that was given up
@@ -354,7 +360,6 @@ impl Replica {
         let mut next = Some(part);
         while let Some(part) = next {
             let Some(taking) = self.transfers.taking.get_mut(&id) else { break }; // it landed
-            taking.touched_us = now.mono_us;
             taking.next += 1;
             next = taking.early.remove(&taking.next);
             taking.early_bytes -= next.as_ref().map_or(0, StatePart::size);

@@ -9,6 +9,7 @@
 pub mod checkers;
 mod config;
 pub mod disk;
+pub mod history;
 pub mod network;
 pub mod report;
 pub mod rng;

@@ -1,18 +1,23 @@
 //! `tropism-sim`: runs seeds and says what they found.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use serde::Serialize;
-use tropism_sim::{Size, run};
+use tropism_sim::{Size, history, run};
 
 const USAGE: &str = "usage: tropism-sim [--seeds N] [--first-seed S] [--operations N] [--faults N] [--log N]
-                   [--json]
+                   [--json] [--history FILE]
 
 Runs N simulated worlds (default 20), seeds S, S+1, ... (default 1), each with at least 2000 writes and 30 faults, and
 fails on the first violation with the seed and the command that replays it. With --log, a violation also shows the last
 N events of the nodes involved.
+
+With --history, what clients did and saw of registers and counters is written to FILE as lines of JSON (of the last
+world, when there are several), and checked as well. Worlds are other ones then: clients only put, add and get, and what
+no promise of a client covers (disks that rot or are lost, clocks that jump, hostile frames) is left out.
 
 example: tropism-sim --seeds 200 --first-seed 1000 --json";
 
@@ -49,6 +54,7 @@ struct Arguments {
     first_seed: u64,
     size: Size,
     json: bool,
+    history: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -62,10 +68,11 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments = Arguments { seeds: 20, first_seed: 1, size: Size::default(), json: false };
+    let mut arguments =
+        Arguments { seeds: 20, first_seed: 1, size: Size::default(), json: false, history: None };
     while let Some(word) = words.next() {
         let mut number = || {
-            let text = words.next().ok_or_else(|| format!("{word} needs a number"))?;
+            let text = words.next().ok_or_else(|| format!("{word} needs a value"))?;
             text.parse::<u64>().map_err(|error| format!("{word} {text:?}: {error}"))
         };
         match word.as_str() {
@@ -75,6 +82,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--faults" => arguments.size.faults = number()?,
             "--log" => arguments.size.log = number()? as usize,
             "--json" => arguments.json = true,
+            "--history" => {
+                arguments.history = Some(words.next().ok_or("--history needs a file")?.into());
+                arguments.size.history = true;
+            }
             "--help" | "-h" => return Err(String::new()),
             _ => return Err(format!("unknown argument {word:?}")),
         }
@@ -108,6 +119,17 @@ fn simulate(arguments: &Arguments) -> ExitCode {
         trace = trace.rotate_left(1) ^ report.trace;
         for (what, count) in report.coverage {
             *summary.coverage.entry(what).or_insert(0) += count;
+        }
+        if let Some(path) = &arguments.history {
+            if let Err(error) = std::fs::write(path, history::lines(&report.history)) {
+                eprintln!("{}: {error}", path.display());
+                return ExitCode::FAILURE;
+            }
+            let (_, wrong) = history::check(&report.history);
+            if let Some(first) = wrong.first() {
+                eprintln!("seed {seed}: {} things wrong in {}, first: {first}", wrong.len(), path.display());
+                return ExitCode::FAILURE;
+            }
         }
         if !report.violations.is_empty() {
             summary.violations += report.violations.len();

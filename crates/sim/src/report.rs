@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::checkers::{Promise, Violation};
+use crate::history::Operation;
 
 /// How large a world is, whether its driver keeps the contract, and what is shown.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,9 @@ pub struct Size {
     pub blind: Option<Promise>,
     /// How many events to remember, for [`Report::log`].
     pub log: usize,
+    /// Keep what clients did, for [`Report::history`]: they then only put, add and get, send nothing twice, and no disk rots
+    /// or is lost, no clock jumps and no peer lies.
+    pub history: bool,
 }
 
 /// Ways in which a driver breaks the replica's contract, each against one promise.
@@ -77,7 +81,7 @@ impl Sabotage {
 
 impl Default for Size {
     fn default() -> Self {
-        Self { operations: 2_200, faults: 36, sabotage: None, blind: None, log: 0 }
+        Self { operations: 2_200, faults: 36, sabotage: None, blind: None, log: 0, history: false }
     }
 }
 
@@ -102,4 +106,6 @@ pub struct Report {
     pub virtual_us: u64,
     /// The last events of the nodes that a violation names, or of all.
     pub log: Vec<String>,
+    /// What clients did and saw of registers and counters, when that was asked for.
+    pub history: Vec<Operation>,
 }

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 14] = [
+const FAILED: [(u64, &str); 15] = [
+    (
+        2_000_373,
+        "shards were asked for again every three seconds while their parts waited behind those of the questions before",
+    ),
     (
         770_281,
         "a shard was asked for in one frame that came twice, and parts of two snapshots were staged as one",

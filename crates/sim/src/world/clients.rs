@@ -20,6 +20,8 @@ const REPEATS_PERCENT: u64 = 4;
 
 /// A client with one session and at most one call under way.
 pub(super) struct Client {
+    /// Its session, as a number that no other one has.
+    session: u64,
     token: Token,
     /// Where it went last.
     at: usize,
@@ -37,6 +39,7 @@ struct Call {
     at: usize,
     wish: Wish,
     shards: Vec<ShardId>,
+    began_us: u64,
     give_up_us: u64,
     /// The write's ticket, once the node took it.
     ticket: Option<u64>,
@@ -51,8 +54,9 @@ enum Wish {
 }
 
 impl Client {
-    pub(super) fn at(node: usize) -> Self {
-        Self { token: Token::default(), at: node, call: None, unanswered: 0, again: None, earlier: None }
+    pub(super) fn at(node: usize, session: u64) -> Self {
+        let token = Token::default();
+        Self { session, token, at: node, call: None, unanswered: 0, again: None, earlier: None }
     }
 }
 
@@ -132,8 +136,9 @@ impl World {
         let patience = self.rng.between(100_000, 3_000_000);
         self.next_call += 1;
         let number = self.next_call;
-        let give_up_us = self.now_us + patience;
-        self.clients[client].call = Some(Call { number, at, wish, shards, give_up_us, ticket: None });
+        let (began_us, give_up_us) = (self.now_us, self.now_us + patience);
+        self.clients[client].call =
+            Some(Call { number, at, wish, shards, began_us, give_up_us, ticket: None });
         // A write may be answered at its deadline; after that only a node that is gone leaves it open.
         self.schedule(patience + 1_000_000, What::GiveUp { client, call: number });
         self.serve(client, true);
@@ -196,8 +201,17 @@ impl World {
                     call.ticket = Some(ticket);
                 }
             }
-            Wish::Get(_, key) => {
-                let row = view.value(shards[0], &key).ok().flatten();
+            Wish::Get(scope, key) => {
+                let row = view.value(shards[0], &key);
+                let got = row.as_ref().ok().map(Option::as_ref);
+                self.past.got(
+                    (self.clients[client].session, call.began_us),
+                    self.now_us,
+                    at,
+                    (&scope, &key),
+                    got,
+                );
+                let row = row.ok().flatten();
                 if let Some(row) = &row {
                     token.saw(shards[0], row, published.stable_commit);
                 }
@@ -245,7 +259,8 @@ impl World {
         let session = &mut self.clients[client];
         let Some(call) = session.call.take_if(|call| call.number == number) else { return };
         let mut what = "a session was told that what it has seen is elsewhere";
-        if call.ticket.is_some() {
+        if let Some(ticket) = call.ticket {
+            self.past.gave_up(ticket);
             what = "a write of a session had no answer";
             session.again = with_request_id(call.wish);
         }
@@ -253,7 +268,8 @@ impl World {
         session.at = self.rng.index(self.nodes.len());
         self.cover(what);
         if self.clients[client].unanswered >= PATIENCE {
-            self.clients[client] = Client::at(self.rng.index(self.nodes.len()));
+            self.next_call += 1;
+            self.clients[client] = Client::at(self.rng.index(self.nodes.len()), self.next_call);
             self.checkers.see(Fact::NewSession { client });
             self.cover("a session was begun anew");
         }
@@ -285,6 +301,7 @@ impl World {
             1 => Some(Durability::Local),
             _ => None,
         };
+        let (op, expiry) = if self.size.history { plain(op, expiry, kind, unique) } else { (op, expiry) };
         Write {
             scope,
             key,
@@ -293,7 +310,7 @@ impl World {
             expiry,
             durability,
             deadline_us: 0,
-            request_id: self.rng.chance(25).then(|| u128::from(unique).to_be_bytes()),
+            request_id: (self.rng.chance(25) && !self.size.history).then(|| u128::from(unique).to_be_bytes()),
             trace: None,
         }
     }
@@ -349,6 +366,8 @@ impl World {
             request_id: write.request_id.map(u128::from_be_bytes),
         };
         self.journal.note(self.now_us, at, || format!("is asked for write {ticket}: {asked:?}"));
+        let session = client.map(|client| self.clients[client].session);
+        self.past.wrote(session, self.now_us, at, ticket, &asked);
         self.checkers.truth.asked.insert(ticket, asked);
         match (self.size.sabotage, &mut write.op, &mut write.expiry) {
             (Some(Sabotage::StripsRequestId), _, _) => write.request_id = None,
@@ -369,6 +388,7 @@ impl World {
             outcome = Err(WriteError::Overloaded);
         }
         self.checkers.answered(ticket, &outcome);
+        self.past.replied(self.now_us, ticket, &outcome);
         if let Ok(done) = &outcome
             && done.change.is_some()
         {
@@ -401,6 +421,21 @@ impl World {
             Err(_) => {}
         }
     }
+}
+
+/// What stands in a history: what ends a key would take the order of its values along.
+fn plain(op: WriteOp, expiry: ExpiryChange, kind: Kind, unique: u64) -> (WriteOp, ExpiryChange) {
+    let op = match (op, kind) {
+        (WriteOp::Increment { by }, _) => WriteOp::Increment { by: by.abs() },
+        (_, Kind::Counter) => WriteOp::Increment { by: 1 },
+        (WriteOp::Delete | WriteOp::Expire, Kind::Register) => WriteOp::PutRegister {
+            content_type: String::new(),
+            bytes: Bytes::from(unique.to_be_bytes().to_vec()),
+        },
+        (op, Kind::Document) => return (op, expiry),
+        (op, Kind::Register) => op,
+    };
+    (op, ExpiryChange::Keep)
 }
 
 /// What may be sent again without fear of doing it twice.

@@ -8,6 +8,7 @@ mod journal;
 mod links;
 mod node;
 mod operator;
+mod past;
 mod verifier;
 
 use std::cmp::Reverse;
@@ -24,6 +25,7 @@ pub(crate) use self::faults::FaultKind;
 use self::faults::Mend;
 use self::journal::Journal;
 use self::node::Node;
+use self::past::Past;
 use self::verifier::Verifier;
 use crate::checkers::{Checkers, Fact, Promise};
 use crate::config::Config;
@@ -89,6 +91,8 @@ struct World {
     asked_parked: BTreeMap<u64, operator::Asked>,
     verifier: Verifier,
     background: Background,
+    /// What clients did and saw.
+    past: Past,
     settling: bool,
     trace: Trace,
 }
@@ -108,7 +112,16 @@ impl Trace {
 impl World {
     fn new(seed: u64, size: Size) -> Self {
         let mut rng = Rng::new(seed);
-        let config = Config::draw(&mut rng);
+        let mut config = Config::draw(&mut rng);
+        if size.history {
+            // Left out is what no promise covers that a client could hold somebody to: what one disk alone had that is lost,
+            // rows that cannot be read, what nobody wrote, and lives that end.
+            let breaks = |kind: &FaultKind| {
+                use FaultKind::{BitRot, ClockJump, Hostile, LostStore, OldCopy};
+                matches!(kind, BitRot | ClockJump | Hostile | LostStore | OldCopy)
+            };
+            config.menu.retain(|kind| !breaks(kind));
+        }
         let count = config.regions.len();
         let mut network = Network::default();
         for a in 0..count {
@@ -125,7 +138,8 @@ impl World {
             .zip(&config.regions)
             .map(|(id, region)| Node::new(*id, region.clone(), config.sync_us, &mut rng))
             .collect();
-        let clients = (0..config.clients).map(|i| Client::at(i % count)).collect();
+        let (next_call, past) = (config.clients as u64, Past::keeping(size.history, &config));
+        let clients = (0..config.clients).map(|i| Client::at(i % count, i as u64)).collect();
         let mut world = Self {
             rng,
             now_us: 0,
@@ -141,11 +155,12 @@ impl World {
             journal: Journal::keeping(size.log),
             size,
             next_ticket: 0,
-            next_call: 0,
+            next_call,
             forging: Vec::new(),
             asked_parked: BTreeMap::new(),
             verifier: Verifier::new(seed),
             background: Background::new(seed),
+            past,
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
         };
@@ -203,6 +218,7 @@ impl World {
             for node in 0..self.nodes.len() {
                 let Some((store, _)) = &self.nodes[node].running else { continue };
                 self.checkers.see(Fact::State { node, store });
+                self.past.ended(self.now_us, node, store, &self.checkers.truth);
                 self.checkers.see(Fact::Ended { node });
                 if let Some(problem) = self.nodes[node].old_copy_served() {
                     self.checkers.violated(Promise::OldCopies, vec![node], problem);
@@ -210,6 +226,7 @@ impl World {
             }
         }
         self.report.virtual_us = self.now_us;
+        self.report.history = std::mem::take(&mut self.past).into_operations();
         self.report.trace = self.trace.0;
         self.report.violations = std::mem::take(&mut self.checkers.violations);
         let involved = self.report.violations.first().map(|violation| violation.nodes.clone());
