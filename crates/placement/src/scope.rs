@@ -3,6 +3,7 @@
 //! The hashes decide where bytes lie on disk and which node owns them: they are formats, fixed for ever and pinned by
 //! golden tests. SHA-256, because clients choose the names: nobody can craft names that collide or crowd one slot.
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -85,6 +86,9 @@ impl FromStr for Kind {
     }
 }
 
+/// Slots that a thread remembers: of the shards it is busy with, in 2 KiB.
+const KNOWN_SLOTS: usize = 64;
+
 /// The id of a shard: the first 16 bytes of SHA-256 of
 /// `"tropism shard v1" 0x00 name 0x00 incarnation(u64 BE) index(u16 BE)`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,6 +137,24 @@ impl Slot {
 
     /// The slot of a shard.
     pub fn of(shard: ShardId) -> Self {
+        // Every key that is encoded begins with it, and a write encodes a dozen of one shard.
+        thread_local! {
+            static KNOWN: [Cell<Option<(ShardId, Slot)>>; KNOWN_SLOTS] = const { [const { Cell::new(None) }; KNOWN_SLOTS] };
+        }
+        KNOWN.with(|known| {
+            let place = &known[usize::from(shard.0[0]) % KNOWN_SLOTS];
+            match place.get() {
+                Some((of, slot)) if of == shard => slot,
+                _ => {
+                    let slot = Self::hashed(shard);
+                    place.set(Some((shard, slot)));
+                    slot
+                }
+            }
+        })
+    }
+
+    fn hashed(shard: ShardId) -> Self {
         let hash = Sha256::new_with_prefix(b"tropism slot v1\0").chain_update(shard.0);
         Self(u16::from_be_bytes(first_bytes(hash)) % SLOTS)
     }
@@ -213,6 +235,11 @@ mod tests {
             filled[usize::from(ShardId::of(&scope, index).slot().get() / (SLOTS / 16))] += 1;
         }
         assert!(filled.iter().all(|count| (400..600).contains(count)), "{filled:?}");
+        // Remembered or not, in whatever order they are asked for.
+        for index in (0..200).chain(0..50).rev() {
+            let shard = ShardId::of(&scope, index);
+            assert_eq!([shard.slot(), shard.slot()], [Slot::hashed(shard); 2]);
+        }
         assert_eq!((Slot::new(SLOTS - 1).map(Slot::get), Slot::new(SLOTS)), (Some(4095), None));
     }
 
