@@ -7,6 +7,7 @@
 
 mod config;
 mod name;
+mod placing;
 mod record;
 mod regions;
 mod rules;
@@ -18,6 +19,7 @@ pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS}
 pub use name::{
     MAX_KEY_BYTES, MAX_REGION_NAME_BYTES, MAX_SCOPE_NAME_BYTES, NameError, RegionName, ScopeName, check_key,
 };
+pub use placing::{DEFAULT_HALF_LIFE, MAX_HALF_LIFE, MAX_PRICE, MIN_HALF_LIFE, Mode, Placing, Prices, Unit};
 pub use record::PlacementRecord;
 pub use regions::{
     Location, MAX_NODE_ID_BYTES, MAX_NODES, MAX_PLACES, MAX_REGIONS, MAX_ROUND_TRIP_MS, Node, Place, Region,

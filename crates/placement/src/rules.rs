@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::config::{At, Reader, Table, string, whole};
 use crate::name::{MAX_SCOPE_NAME_BYTES, RegionName, ScopeName, check_label, echo};
-use crate::regions::MAX_REGIONS;
+use crate::placing::Placing;
 use crate::scope::{Kind, MAX_SPREAD, first_bytes};
 
 /// Most rules of a policy: finding a name's rule walks them in order.
@@ -263,6 +263,8 @@ pub struct Rule {
     pub regions: Vec<RegionName>,
     /// How the values are kept.
     pub policy: Arc<Policy>,
+    /// Where else the scopes may go, and what moves them there.
+    pub placing: Arc<Placing>,
 }
 
 impl Rule {
@@ -282,7 +284,12 @@ impl Rule {
     }
 
     /// Reads one `[[rule]]`. What is wrong is reported; None when something needed is.
-    fn read(reader: &mut Reader<'_>, mut table: Table<'_>, all: &[RegionName]) -> Option<ReadRule> {
+    fn read(
+        reader: &mut Reader<'_>,
+        mut table: Table<'_>,
+        all: &[RegionName],
+        earlier: &[Rule],
+    ) -> Option<ReadRule> {
         let name = table.required(reader, "name", |value| {
             let name = string(value)?;
             check_label("rule name", &name, MAX_RULE_NAME_BYTES).map_err(|error| error.to_string())?;
@@ -292,12 +299,13 @@ impl Rule {
         let share = table.optional(reader, "share", parsed::<Share>);
         let kind = table.required(reader, "kind", parsed::<Kind>);
         let spread = table.optional(reader, "spread", |value| whole(value, 1, MAX_SPREAD.into()));
-        let regions = read_regions(reader, &mut table, all);
+        let (regions, placing) = Placing::read(reader, &mut table, all, earlier);
         let durability = table.optional(reader, "durability", parsed::<Durability>);
         if let Some(At { at, value: Durability::Regions(count) }) = durability
-            && usize::from(count) > regions.len()
+            && usize::from(count) > regions.len().min(placing.min_regions)
         {
-            let reason = format!("regions:{count} is more than the rule's regions, {}", regions.len());
+            let least = regions.len().min(placing.min_regions);
+            let reason = format!("regions:{count} is more than the rule's regions, {least}");
             reader.fail(at, &table.path("durability"), reason);
         }
         let expiry = table.optional(reader, "expiry", |value| {
@@ -358,6 +366,7 @@ impl Rule {
             spread: spread.map_or(1, |spread| spread.value as u16), // at most MAX_SPREAD
             regions,
             policy: policy.into(),
+            placing: placing.into(),
         };
         Some(ReadRule { rule, name_at: name.at, pattern_at: pattern.at })
     }
@@ -451,7 +460,7 @@ impl Rules {
     pub(crate) fn read(reader: &mut Reader<'_>, tables: Vec<Table<'_>>, all: &[RegionName]) -> Self {
         let mut rules: Vec<Rule> = Vec::new();
         for table in tables {
-            let Some(ReadRule { rule, name_at, pattern_at }) = Rule::read(reader, table, all) else {
+            let Some(ReadRule { rule, name_at, pattern_at }) = Rule::read(reader, table, all, &rules) else {
                 continue;
             };
             if rules.iter().any(|earlier| earlier.name == rule.name) {
@@ -467,6 +476,16 @@ impl Rules {
                     earlier.name
                 );
                 reader.fail(pattern_at, "rule.pattern", reason);
+            }
+            if let Some(other) = rules.iter().find(|other| {
+                other.placing.with.is_some()
+                    && other.placing.with == rule.placing.with
+                    && (&other.placing, &other.regions) != (&rule.placing, &rule.regions)
+            }) {
+                let group = rule.placing.with.as_deref().unwrap_or_default();
+                let reason =
+                    format!("the group \"{group}\" is placed by the rule \"{}\" in another way", other.name);
+                reader.fail(name_at, "rule.with", reason);
             }
             rules.push(rule);
         }
@@ -491,23 +510,6 @@ pub fn parse_expiry(text: &str) -> Result<Duration, RuleError> {
     }
 }
 
-/// The rule's regions: those of its list, or all.
-fn read_regions(reader: &mut Reader<'_>, table: &mut Table<'_>, all: &[RegionName]) -> Vec<RegionName> {
-    let path = table.path("regions");
-    let list = table.list(reader, "regions", MAX_REGIONS, |text| {
-        all.iter().find(|region| region.as_str() == text).cloned().ok_or_else(|| {
-            let known: Vec<&str> = all.iter().map(RegionName::as_str).collect();
-            format!("unknown region \"{}\"; the regions are {}", echo(text), known.join(", "))
-        })
-    });
-    let Some(list) = list else { return all.to_vec() };
-    if list.value.is_empty() {
-        reader.fail(list.at, &path, "is empty; a scope needs at least one region");
-    }
-    unique(reader, &path, &list.value);
-    list.value.into_iter().map(|region| region.value).collect()
-}
-
 fn read_paths(reader: &mut Reader<'_>, table: &mut Table<'_>, key: &str) -> Option<At<Vec<At<String>>>> {
     let list = table.list(reader, key, MAX_PATHS, |text| check_path(text).map(|()| text.to_owned()))?;
     unique(reader, &table.path(key), &list.value);
@@ -515,7 +517,7 @@ fn read_paths(reader: &mut Reader<'_>, table: &mut Table<'_>, key: &str) -> Opti
 }
 
 /// Reports every value that stands in the list twice.
-fn unique<T: Ord + fmt::Display>(reader: &mut Reader<'_>, path: &str, list: &[At<T>]) {
+pub(crate) fn unique<T: Ord + fmt::Display>(reader: &mut Reader<'_>, path: &str, list: &[At<T>]) {
     let mut seen = BTreeSet::new();
     for item in list {
         if !seen.insert(&item.value) {
@@ -554,6 +556,6 @@ fn decimal<T: FromStr>(text: &str) -> Option<T> {
 }
 
 /// A string that parses.
-fn parsed<T: FromStr<Err: fmt::Display>>(value: toml::de::DeValue<'_>) -> Result<T, String> {
+pub(crate) fn parsed<T: FromStr<Err: fmt::Display>>(value: toml::de::DeValue<'_>) -> Result<T, String> {
     string(value)?.parse().map_err(|error: T::Err| error.to_string())
 }
