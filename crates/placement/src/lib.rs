@@ -6,6 +6,7 @@
 //! its arguments: no clock, no files, no randomness, so that every node answers alike.
 
 mod config;
+mod cost;
 mod name;
 mod placing;
 mod record;
@@ -16,6 +17,10 @@ mod scope;
 mod tests;
 
 pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS};
+pub use cost::{
+    Bounds, EXACT_REGIONS, EXACT_REPLICAS, Goal, Load, Price, Pricing, ROUND_TRIP_STEP_MS, RoundTrips, Set,
+    Use, solve, solve_exactly, solve_locally,
+};
 pub use name::{
     MAX_KEY_BYTES, MAX_REGION_NAME_BYTES, MAX_SCOPE_NAME_BYTES, NameError, RegionName, ScopeName, check_key,
 };
