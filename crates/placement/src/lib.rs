@@ -5,6 +5,7 @@
 //! where, and how) and the [`PlacementRecord`] that a rule implies for a name. Everything here is a pure function of
 //! its arguments: no clock, no files, no randomness, so that every node answers alike.
 
+mod access;
 mod config;
 mod cost;
 mod name;
@@ -16,6 +17,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
+pub use access::{Access, Counted, DEMAND_UNITS, Demand, TALLY_SCOPES, Tally, UnitAccess};
 pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS};
 pub use cost::{
     Bounds, EXACT_REGIONS, EXACT_REPLICAS, Goal, Load, Price, Pricing, ROUND_TRIP_STEP_MS, RoundTrips, Set,
