@@ -8,6 +8,7 @@
 mod access;
 mod config;
 mod cost;
+mod decision;
 mod name;
 mod placing;
 mod record;
@@ -22,6 +23,10 @@ pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS}
 pub use cost::{
     Bounds, EXACT_REGIONS, EXACT_REPLICAS, Goal, Load, Price, Pricing, ROUND_TRIP_STEP_MS, RoundTrips, Set,
     Use, solve, solve_exactly, solve_locally,
+};
+pub use decision::{
+    Alternative, Blocker, Budgets, CHANGES_PER_DAY, COPY_SHARE, Decision, EXPLAINED_ALTERNATIVES,
+    Explanation, History, INBOUND_LEARNERS, Knobs, Reason, Situation, decide, evaluate,
 };
 pub use name::{
     MAX_KEY_BYTES, MAX_REGION_NAME_BYTES, MAX_SCOPE_NAME_BYTES, NameError, RegionName, ScopeName, check_key,
