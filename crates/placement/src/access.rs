@@ -1,10 +1,10 @@
 //! Who uses what from where: counts at the node that a request arrives at, and rates at the steward.
 //!
-//! A node counts requests per scope in a [`Tally`] and takes what was counted out of it, as [`Counted`], for the scope's
+//! A node counts requests per scope in a [`AccessCounts`] and takes what was counted out of it, as [`Counted`], for the scope's
 //! steward. Since a request counts in the region of the node that it arrives at, the reporter's region is the region of
 //! arrival. The steward adds reports up in [`Demand`], where they decay.
 //!
-//! Both are bounded. A tally names so many scopes exactly; the long tail goes into a sketch of counts, and a scope whose
+//! Both are bounded. A table names so many scopes exactly; the long tail goes into a count sketch, and a scope whose
 //! estimate there outgrows a named one takes its place. Losing counts loses time, nothing else.
 
 use std::collections::BTreeMap;
@@ -18,13 +18,13 @@ use crate::name::ScopeName;
 use crate::placing::Unit;
 use crate::regions::MAX_REGIONS;
 
-/// Scopes that a tally counts by name. 40 bytes each: 2.6 MB.
-pub const TALLY_SCOPES: usize = 1 << 16;
-/// Places at which a name may stand in the tally: two cache lines apart from the next name's.
+/// Scopes that a table counts by name. 40 bytes each: 2.6 MB.
+pub const COUNTED_SCOPES: usize = 1 << 16;
+/// Places at which a name may stand in the table: two cache lines apart from the next name's.
 const PROBES: usize = 8;
-/// Columns of each row of the sketch: an estimate is off by at most 1/1500 of the tail's requests.
+/// Columns of each row of the count sketch: an estimate is off by at most 1/1500 of the tail's requests.
 const SKETCH_COLUMNS: usize = 1 << 12;
-/// Rows of the sketch: wrong by more in one of fifty cases.
+/// Rows of the count sketch: wrong by more in one of fifty cases.
 const SKETCH_ROWS: usize = 4;
 /// Reports without a request after which a name is forgotten: an hour of them, ten seconds apart.
 const FORGOTTEN_AFTER: u16 = 360;
@@ -55,7 +55,7 @@ pub struct Counted {
 
 /// A node's counts, since they were last taken.
 #[derive(Debug)]
-pub struct Tally {
+pub struct AccessCounts {
     key: (u64, u64),
     entries: Vec<Option<Entry>>,
     sketch: Vec<u32>,
@@ -73,11 +73,11 @@ struct Entry {
     idle: u16,
 }
 
-impl Tally {
-    /// An empty one for `scopes` names (rounded up to a power of two, at most [`TALLY_SCOPES`]). Clients choose names, so
+impl AccessCounts {
+    /// An empty one for `scopes` names (rounded up to a power of two, at most [`COUNTED_SCOPES`]). Clients choose names, so
     /// `key` is random.
     pub fn new(scopes: usize, key: (u64, u64)) -> Self {
-        let size = scopes.clamp(PROBES, TALLY_SCOPES).next_power_of_two();
+        let size = scopes.clamp(PROBES, COUNTED_SCOPES).next_power_of_two();
         let entries = std::iter::repeat_with(|| None).take(size).collect();
         Self { key, entries, sketch: vec![0; SKETCH_ROWS * SKETCH_COLUMNS], tail: 0 }
     }
@@ -105,8 +105,8 @@ impl Tally {
         self.count_in_sketch(scope, hash, access, start);
     }
 
-    /// Takes out what was counted since the last time. Of scopes beyond the tally's size nothing is told; see
-    /// [`Tally::unnamed`].
+    /// Takes out what was counted since the last time. Of scopes beyond the table's size nothing is told; see
+    /// [`AccessCounts::unnamed`].
     pub fn take(&mut self) -> Vec<Counted> {
         let mut counted = Vec::new();
         for place in &mut self.entries {
@@ -176,24 +176,40 @@ impl Entry {
     }
 }
 
-/// A count that halves with time, computed when it is touched. 8 bytes.
+/// Half-lives that are kept side by side, as a part of the policy's: a busy scope is followed within minutes, and of one that
+/// is rarely used a longer time tells more than chance.
+const HALF_LIVES: [f64; 3] = [1.0 / 6.0, 1.0, 8.0];
+/// Requests that must be left of a half-life for its rates to be taken, of those but the longest: 500 tell a share of a
+/// third to 6 %.
+const ENOUGH: [f64; 2] = [500.0, 60.0];
+
+/// A count that halves with time, for each half-life, computed when it is touched. 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Decayed {
-    count: f32,
-    /// Seconds at which `count` was right.
+    counts: [f32; HALF_LIVES.len()],
+    /// Seconds at which they were right.
     at: u32,
 }
 
 impl Decayed {
-    fn at(self, now: u32, half_life: f64) -> f64 {
+    fn at(self, now: u32, half_life: f64) -> [f64; HALF_LIVES.len()] {
         let age = f64::from(now.saturating_sub(self.at));
-        f64::from(self.count) * (-age / half_life).exp2()
+        std::array::from_fn(|i| f64::from(self.counts[i]) * (-age / (half_life * HALF_LIVES[i])).exp2())
     }
 
     fn add(&mut self, now: u32, half_life: f64, count: f64) {
         let now = now.max(self.at);
-        *self = Self { count: (self.at(now, half_life) + count) as f32, at: now };
+        *self = Self { counts: self.at(now, half_life).map(|left| (left + count) as f32), at: now };
     }
+}
+
+/// How a unit is used now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rates {
+    /// By region of arrival.
+    pub by_region: Vec<Use>,
+    /// The seconds that they are made of: a rate times these are the requests behind it.
+    pub seconds: f64,
 }
 
 /// What a region has told of a unit.
@@ -234,20 +250,27 @@ impl UnitAccess {
         self.last = self.last.max(now);
     }
 
-    /// Requests a second by region, as if counted for ever: what was counted weighs by the time it was counted in.
-    pub fn rates(&self, now: u32, regions: usize) -> Vec<Use> {
-        let seen = self.seconds_seen(now);
-        let rate = |count: Decayed| count.at(now, self.half_life) / seen;
-        let of = |region: usize| self.regions.get(region).copied().unwrap_or_default();
-        (0..regions)
-            .map(|region| Use { reads: rate(of(region).reads), writes: rate(of(region).writes) })
-            .collect()
-    }
-
-    /// The seconds that rates are made of: at most the half-life over ln 2.
-    pub fn seconds_seen(&self, now: u32) -> f64 {
+    /// Requests a second by region, as if counted for ever: what was counted weighs by the time it was counted in. Of the
+    /// half-lives the shortest that leaves enough requests.
+    pub fn rates(&self, now: u32, regions: usize) -> Rates {
+        let left: Vec<[[f64; 2]; HALF_LIVES.len()]> = (0..regions)
+            .map(|region| {
+                let from = self.regions.get(region).copied().unwrap_or_default();
+                let (reads, writes) =
+                    (from.reads.at(now, self.half_life), from.writes.at(now, self.half_life));
+                std::array::from_fn(|i| [reads[i], writes[i]])
+            })
+            .collect();
+        let total = |i: usize| left.iter().map(|left| left[i][0] + left[i][1]).sum::<f64>();
+        let level = (0..ENOUGH.len()).find(|i| total(*i) >= ENOUGH[*i]).unwrap_or(ENOUGH.len());
+        let half_life = self.half_life * HALF_LIVES[level];
         let age = f64::from(now.saturating_sub(self.since)).max(1.0);
-        self.half_life / std::f64::consts::LN_2 * (1.0 - (-age / self.half_life).exp2())
+        let seconds = half_life / std::f64::consts::LN_2 * (1.0 - (-age / half_life).exp2());
+        let rate = |left: &[[f64; 2]; HALF_LIVES.len()]| {
+            let [reads, writes] = left[level];
+            Use { reads: reads / seconds, writes: writes / seconds }
+        };
+        Rates { by_region: left.iter().map(rate).collect(), seconds }
     }
 }
 
@@ -321,7 +344,7 @@ mod tests {
 
     use proptest::prelude::{prop_assert, proptest};
 
-    use super::{Access, Demand, FORGOTTEN_AFTER, Tally, UnitAccess};
+    use super::{Access, AccessCounts, Demand, FORGOTTEN_AFTER, UnitAccess};
     use crate::{ScopeName, Unit};
 
     const HALF_HOUR: Duration = Duration::from_secs(1800);
@@ -332,39 +355,39 @@ mod tests {
 
     #[test]
     fn what_is_counted_is_taken_once() {
-        let mut tally = Tally::new(64, (1, 2));
+        let mut table = AccessCounts::new(64, (1, 2));
         for _ in 0..3 {
-            tally.count(&name(1), Access::Read);
+            table.count(&name(1), Access::Read);
         }
-        tally.count(&name(1), Access::Write);
-        tally.count(&name(2), Access::Write);
-        let mut counted = tally.take();
+        table.count(&name(1), Access::Write);
+        table.count(&name(2), Access::Write);
+        let mut counted = table.take();
         counted.sort_by(|a, b| a.scope.cmp(&b.scope));
         let counted: Vec<_> = counted.iter().map(|counted| (counted.reads, counted.writes)).collect();
         assert_eq!(counted, [(3, 1), (0, 1)]);
-        assert!(tally.take().is_empty());
+        assert!(table.take().is_empty());
     }
 
     #[test]
     fn a_name_that_nobody_uses_makes_room() {
-        let mut tally = Tally::new(8, (1, 2));
-        (0..8).for_each(|i| tally.count(&name(i), Access::Read));
+        let mut table = AccessCounts::new(8, (1, 2));
+        (0..8).for_each(|i| table.count(&name(i), Access::Read));
         for _ in 0..=FORGOTTEN_AFTER {
-            tally.take();
+            table.take();
         }
-        (8..16).for_each(|i| tally.count(&name(i), Access::Read));
-        assert_eq!((tally.take().len(), tally.unnamed()), (8, 0));
+        (8..16).for_each(|i| table.count(&name(i), Access::Read));
+        assert_eq!((table.take().len(), table.unnamed()), (8, 0));
     }
 
     #[test]
     fn a_busy_scope_of_the_tail_takes_the_place_of_an_idle_one_and_the_rest_is_told_as_unnamed() {
-        let mut tally = Tally::new(8, (1, 2));
-        (0..8).for_each(|i| tally.count(&name(i), Access::Read));
+        let mut table = AccessCounts::new(8, (1, 2));
+        (0..8).for_each(|i| table.count(&name(i), Access::Read));
         for i in 100..1100 {
-            tally.count(&name(if i % 2 == 0 { 99 } else { i }), Access::Read);
+            table.count(&name(if i % 2 == 0 { 99 } else { i }), Access::Read);
         }
-        let unnamed = tally.unnamed();
-        let counted = tally.take();
+        let unnamed = table.unnamed();
+        let counted = table.take();
         let busy = counted.iter().find(|counted| counted.scope == name(99)).unwrap();
         assert!(busy.reads > 480, "{busy:?}");
         let named: u64 = counted.iter().map(|counted| u64::from(counted.reads)).sum();
@@ -377,16 +400,19 @@ mod tests {
         for now in (10..=600).step_by(10) {
             access.add(now, 1, 20.0, 10.0);
         }
-        let rates = access.rates(600, 3);
-        assert!((rates[1].reads - 2.0).abs() < 0.02 && (rates[1].writes - 1.0).abs() < 0.01, "{rates:?}");
+        let rates = access.rates(600, 3).by_region;
+        assert!((rates[1].reads - 2.0).abs() < 0.05 && (rates[1].writes - 1.0).abs() < 0.03, "{rates:?}");
         assert_eq!((rates[0].reads, rates[2].reads), (0.0, 0.0));
         for now in (610..=36_000).step_by(10) {
             access.add(now, 2, 20.0, 0.0);
         }
-        let before = access.rates(36_000, 3);
-        let after = access.rates(37_800, 3);
-        assert!(before[1].reads < 1e-3 && (before[2].reads - 2.0).abs() < 0.02, "{before:?}");
-        assert!((after[2].reads - before[2].reads / 2.0).abs() < 0.01, "{after:?}");
+        let before = access.rates(36_000, 3).by_region;
+        // 150 s later 2^-0.5 is left of the shortest, which is still enough.
+        let after = access.rates(36_150, 3).by_region;
+        assert!((after[2].reads - before[2].reads * 0.5_f64.sqrt()).abs() < 0.02, "{after:?}");
+        // Where little is left, the longer memory counts: an hour of nothing is no reason to forget.
+        let late = access.rates(36_000 + 36_000, 3);
+        assert!(late.seconds > 10_000.0 && late.by_region[2].reads > 0.1, "{late:?}");
     }
 
     #[test]
@@ -414,7 +440,7 @@ mod tests {
             for (at, region, reads, writes) in reports {
                 access.add(at, region, reads, writes);
             }
-            for used in access.rates(now, 64) {
+            for used in access.rates(now, 64).by_region {
                 prop_assert!(used.reads.is_finite() && used.reads >= 0.0 && used.writes.is_finite() && used.writes >= 0.0);
             }
         }

@@ -10,8 +10,9 @@ use crate::placing::Prices;
 
 /// Alternatives that an explanation keeps: what a person reads.
 pub const EXPLAINED_ALTERNATIVES: usize = 8;
-/// Changes of one scope within a day beyond which it is flapping.
-pub const CHANGES_PER_DAY: usize = 6;
+/// Changes of one scope within a day beyond which it is flapping. Six, as first simulated, held back busy scopes that are used
+/// from everywhere, and cost a third more than the optimum.
+pub const CHANGES_PER_DAY: usize = 12;
 /// Regions that one region learns scopes from others at once: each takes memory and a share of its disk.
 pub const INBOUND_LEARNERS: u32 = 32;
 /// Share of a link between regions that copies may take.
@@ -45,7 +46,7 @@ impl Default for Knobs {
             horizon: 4 * 60 * MINUTE_MS,
             margin: 0.2,
             dwell: 60 * MINUTE_MS,
-            evidence: 30.0,
+            evidence: 10.0,
             period: 5 * MINUTE_MS,
             fresh: 10 * MINUTE_MS,
         }
@@ -255,7 +256,7 @@ pub struct Alternative {
     pub set: Set,
     /// By part.
     pub price: Price,
-    /// Dollars over the horizon, copies with their margin.
+    /// Dollars over the horizon, regions that are added or dropped at the price of a copy and its margin.
     pub dollars: f64,
 }
 
@@ -522,23 +523,19 @@ mod tests {
     #[test]
     fn each_blocker_holds_a_scope_that_would_move() {
         let now = 100 * HOUR;
-        type Break = fn(&mut World, &mut Situation<'_>);
+        type Break = fn(&mut Situation<'_>);
         let cases: [(&str, Break, fn(&Blocker) -> bool); 6] = [
-            ("under way", |_, s| s.under_way = true, |b| *b == Blocker::UnderWay),
-            ("frozen", |_, s| s.frozen = true, |b| *b == Blocker::Frozen),
-            ("evidence", |_, s| s.seconds_seen = 10.0, |b| matches!(b, Blocker::Evidence { .. })),
-            (
-                "silent",
-                |_, s| s.ages = &[None; 10],
-                |b| matches!(b, Blocker::Counters { region: 3, age: None }),
-            ),
-            ("stale", |_, s| s.ages = &[Some(11 * MINUTE_MS); 10], |b| matches!(b, Blocker::Counters { .. })),
-            ("no set", |_, s| s.bounds.least = 11, |b| *b == Blocker::NoSet),
+            ("under way", |s| s.under_way = true, |b| *b == Blocker::UnderWay),
+            ("frozen", |s| s.frozen = true, |b| *b == Blocker::Frozen),
+            ("evidence", |s| s.seconds_seen = 4.0, |b| matches!(b, Blocker::Evidence { .. })),
+            ("silent", |s| s.ages = &[None; 10], |b| matches!(b, Blocker::Counters { region: 3, age: None })),
+            ("stale", |s| s.ages = &[Some(11 * MINUTE_MS); 10], |b| matches!(b, Blocker::Counters { .. })),
+            ("no set", |s| s.bounds.least = 11, |b| *b == Blocker::NoSet),
         ];
         for (what, spoil, holds) in cases {
             let world = world();
             let mut situation = situation(&world, now);
-            spoil(&mut self::world(), &mut situation);
+            spoil(&mut situation);
             let explained = explain(&world, &situation);
             assert_eq!(explained.decision, Decision::Stay, "{what}");
             assert!(explained.blockers.iter().any(holds), "{what}: {:?}", explained.blockers);
@@ -598,14 +595,14 @@ mod tests {
     }
 
     #[test]
-    fn the_seventh_change_of_a_day_waits_and_each_alarm_doubles_the_dwell() {
+    fn too_many_changes_in_a_day_wait_and_each_alarm_doubles_the_dwell() {
         let mut history = History::default();
         (0..CHANGES_PER_DAY as u64).for_each(|i| history.changed(i * HOUR));
-        assert!(history.flapping(6 * HOUR) && !history.flapping(24 * HOUR));
-        assert_eq!(history.stays(6 * HOUR, HOUR), Some(7 * HOUR), "two hours after the last at 5");
+        assert!(history.flapping(12 * HOUR) && !history.flapping(24 * HOUR));
+        assert_eq!(history.stays(12 * HOUR, HOUR), Some(13 * HOUR), "two hours after the last at 11");
         let mut world = world();
         world.history = history.clone();
-        let explained = explain(&world, &situation(&world, 8 * HOUR));
+        let explained = explain(&world, &situation(&world, 14 * HOUR));
         assert!(explained.flapping);
         assert_eq!(explained.blockers, [Blocker::Flapping { until: 24 * HOUR }]);
         history.changed(200 * HOUR);
@@ -630,11 +627,12 @@ mod tests {
                     access.add(now, region, reads * 300.0, reads * writes * 300.0);
                 }
                 let mut load = world.load.clone();
-                load.by_region = access.rates(now, 10);
+                let rates = access.rates(now, 10);
+                load.by_region = rates.by_region;
                 let mut situation = situation(&world, u64::from(now) * 1000);
                 situation.load = &load;
                 situation.current = current;
-                situation.seconds_seen = access.seconds_seen(now);
+                situation.seconds_seen = rates.seconds;
                 if let Decision::Move { to, .. } =
                     decide(&situation, &world.round_trips, &world.budgets, &world.knobs)
                 {

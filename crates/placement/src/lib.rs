@@ -18,7 +18,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
-pub use access::{Access, Counted, DEMAND_UNITS, Demand, TALLY_SCOPES, Tally, UnitAccess};
+pub use access::{Access, AccessCounts, COUNTED_SCOPES, Counted, DEMAND_UNITS, Demand, Rates, UnitAccess};
 pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS};
 pub use cost::{
     Bounds, EXACT_REGIONS, EXACT_REPLICAS, Goal, Load, Price, Pricing, ROUND_TRIP_STEP_MS, RoundTrips, Set,
