@@ -17,6 +17,7 @@ mod rules;
 mod scope;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 pub use access::{Access, AccessCounts, COUNTED_SCOPES, Counted, DEMAND_UNITS, Demand, Rates, UnitAccess};
 pub use config::{ConfigError, ConfigErrors, MAX_CONFIG_BYTES, MAX_CONFIG_ERRORS};
@@ -42,3 +43,6 @@ pub use rules::{
     PolicyHash, Rule, RuleError, Rules, Share, parse_expiry,
 };
 pub use scope::{Kind, MAX_SPREAD, SLOTS, ScopeId, ShardId, Slot, shard_index};
+pub use transition::{
+    EXPAND_PATIENCE_MS, Held, Membership, Owner, Role, Told, Wait, give_up, next_membership,
+};
