@@ -462,7 +462,7 @@ mod tests {
 
     /// Points on a sphere, as regions are: round trips obey the triangle inequality.
     fn instance(regions: std::ops::Range<usize>) -> impl Strategy<Value = (RoundTrips, Load, u64, f64, u64)> {
-        let region = (0.0_f64..6.28, -1.2_f64..1.2, 0_u8..4, 0.0001_f64..5.0);
+        let region = (0.0_f64..std::f64::consts::TAU, -1.2_f64..1.2, 0_u8..4, 0.0001_f64..5.0);
         (
             proptest::collection::vec(region, regions),
             0.0_f64..0.6,

@@ -524,7 +524,8 @@ mod tests {
     fn each_blocker_holds_a_scope_that_would_move() {
         let now = 100 * HOUR;
         type Break = fn(&mut Situation<'_>);
-        let cases: [(&str, Break, fn(&Blocker) -> bool); 6] = [
+        type Holds = fn(&Blocker) -> bool;
+        let cases: [(&str, Break, Holds); 6] = [
             ("under way", |s| s.under_way = true, |b| *b == Blocker::UnderWay),
             ("frozen", |s| s.frozen = true, |b| *b == Blocker::Frozen),
             ("evidence", |s| s.seconds_seen = 4.0, |b| matches!(b, Blocker::Evidence { .. })),

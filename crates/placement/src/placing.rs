@@ -583,7 +583,7 @@ mod tests {
             ("preset = \"fast\"\nwith = \"A\"", "8: rule.with: "),
         ] {
             let errors = rule(keys).expect_err(keys);
-            assert!(errors.contains(&wanted), "{keys}: wanted {wanted}, got\n{errors}");
+            assert!(errors.contains(wanted), "{keys}: wanted {wanted}, got\n{errors}");
         }
     }
 
