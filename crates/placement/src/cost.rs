@@ -542,6 +542,21 @@ mod tests {
     }
 
     #[test]
+    fn an_unused_copy_is_kept_until_dropping_it_saves_what_a_copy_costs() {
+        let round_trips = cities();
+        let bounds = Bounds { allowed: Set::first(10), pins: Set::default(), least: 1, most: 3 };
+        let from: Set = [0, 8].into_iter().collect();
+        let goal = Goal { from, seconds: 14_400.0, margin: 0.2 };
+        let solved = |writes: f64| {
+            let load = load(&[1.0], writes, 1e6);
+            solve(&Pricing::new(&load, &round_trips, &Prices::default()), &bounds, &goal).unwrap().0
+        };
+        assert_eq!(solved(0.0), from, "four hours of storage are cheaper than a copy");
+        assert_eq!(solved(0.5), from, "and so are 1.08 MB of changes to it");
+        assert_eq!(solved(0.6), Set::one(0), "but not 1.3 MB: the copy of 1 MB, and a fifth");
+    }
+
+    #[test]
     fn a_set_counts_and_walks_its_regions() {
         let set: Set = [3, 0, 63, 3].into_iter().collect();
         assert_eq!((set.len(), set.iter().collect::<Vec<_>>()), (3, vec![0, 3, 63]));
