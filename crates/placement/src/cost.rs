@@ -13,7 +13,7 @@ pub const EXACT_REGIONS: usize = 16;
 pub const EXACT_REPLICAS: usize = 5;
 /// Most steps of a local search: each makes the set cheaper, and more than this was never seen.
 const MOST_STEPS: usize = 256;
-/// Sets that a local search starts from, beside the present one: more found nothing in 100 000 random instances.
+/// Sets that a local search starts from, beside the present one: so none of 100 000 random instances was 2 % off.
 const LOCAL_STARTS: usize = 16;
 /// Step of round trips, in milliseconds: noise below it moves nothing.
 pub const ROUND_TRIP_STEP_MS: f64 = 2.0;
