@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use tropism_crdt::Origin;
 use tropism_crdt::codec::Reader;
 
 /// One call of a client; a line of a history.
@@ -90,21 +91,23 @@ pub struct Counts {
     pub finals: usize,
 }
 
-/// The order of a register's version among those of its key: the life, then the stamp, then its origin. None: it is no
+/// The order of a register's version among those of its key: the life, then the stamp, then who made it. None: it is no
 /// register's.
 pub fn order_of(version: &[u8]) -> Option<String> {
     let mut reader = Reader::new(version);
     let life = reader.varint("life").ok()?;
-    if reader.u8("kind") != Ok(2) || reader.rest().is_empty() {
+    if reader.u8("kind") != Ok(2) {
         return None;
     }
-    let rest: String = reader.rest().iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(format!("{life:x}-{rest}"))
+    let stamp = reader.u64("stamp").ok()?;
+    let Origin { node, incarnation, random } = Origin::decode(&mut reader).ok()?;
+    // A space comes before everything that a name may hold: names order as they are, whatever their lengths.
+    Some(format!("{life:x} {stamp:016x} {node} {incarnation:016x} {random:016x}"))
 }
 
 /// The order as it is compared: lives are numbers.
 fn rank(order: &str) -> (u64, &str) {
-    let (life, rest) = order.split_once('-').unwrap_or((order, ""));
+    let (life, rest) = order.split_once(' ').unwrap_or((order, ""));
     (u64::from_str_radix(life, 16).unwrap_or(u64::MAX), rest)
 }
 

@@ -14,7 +14,7 @@ fn call(process: &str, from_us: u64, op: Op, value: Option<&str>, order: u8) -> 
         key: "k".into(),
         value: value.map(|value| Value::Text(value.into())),
         outcome: Outcome::Ok,
-        order: (order > 0).then(|| format!("0-{order:02x}")),
+        order: (order > 0).then(|| format!("0 {order:02x}")),
         last: false,
     }
 }
@@ -75,7 +75,7 @@ fn a_history_that_keeps_every_promise_is_found_to() {
 #[test]
 fn each_broken_promise_of_a_register_is_named() {
     let text = |value: &str| Some(Value::Text(value.into()));
-    let order = |order: u8| Some(format!("0-{order:02x}"));
+    let order = |order: u8| Some(format!("0 {order:02x}"));
     for (at, change, words) in [
         (4, &(|one: &mut Operation| one.value = text("z")) as &dyn Fn(&mut Operation), "nobody put that"),
         (2, &|one| one.outcome = Outcome::Failed, "what was refused shows"),
@@ -110,7 +110,7 @@ fn a_write_of_unknown_outcome_may_show_or_not() {
     let mut history = register();
     history.push(unknown);
     assert_eq!(check(&history).1, Vec::<String>::new());
-    (history[4].value, history[4].order) = (Some(Value::Text("u".into())), Some("0-02ff".into()));
+    (history[4].value, history[4].order) = (Some(Value::Text("u".into())), Some("0 02ff".into()));
     assert_eq!(check(&history).1, Vec::<String>::new());
 }
 
@@ -132,17 +132,33 @@ fn each_broken_promise_of_a_counter_is_named() {
 }
 
 #[test]
-fn lives_are_compared_before_stamps() {
-    let version = |life: u64, stamp: u8| {
+fn versions_are_compared_by_life_then_stamp_then_who_made_them() {
+    let version = |life: u64, stamp: u64, node: &str, random: u64| {
         let mut bytes = Vec::new();
         tropism_crdt::codec::put_varint(&mut bytes, life);
-        bytes.extend([2, stamp]);
+        bytes.push(2);
+        bytes.extend(stamp.to_be_bytes());
+        Origin { node: tropism_crdt::NodeId::new(node).unwrap(), incarnation: 1, random }.encode(&mut bytes);
         order_of(&bytes).unwrap()
     };
-    let mut orders = [version(200, 1), version(0, 9), version(16, 2), version(0, 1), version(9, 0xff)];
+    let sorted = [
+        version(0, 1, "z", 1),
+        version(0, 9, "dallas-1", 7),
+        version(0, 9, "tokyo", 0),
+        version(0, 9, "tokyo-1", 1), // shorter than dallas-1
+        version(0, 9, "tokyo-1", 2),
+        version(0, 9, "tokyo-10", 0),
+        version(0, 1 << 60, "a", 0),
+        version(9, 0xff, "a", 1),
+        version(16, 2, "a", 1),
+        version(200, 1, "a", 1),
+    ];
+    let mut orders = sorted.clone();
+    orders.reverse();
     orders.sort_by(|a, b| rank(a).cmp(&rank(b)));
-    assert_eq!(orders, [version(0, 1), version(0, 9), version(9, 0xff), version(16, 2), version(200, 1)]);
+    assert_eq!(orders, sorted);
     assert_eq!(order_of(&[0, 1, 7]), None);
+    assert_eq!(order_of(&[0, 2, 7]), None);
     assert_eq!(order_of(&[]), None);
 }
 
