@@ -12,6 +12,7 @@ mod decision;
 mod name;
 mod placing;
 mod record;
+mod records;
 mod regions;
 mod rules;
 mod scope;
@@ -34,6 +35,7 @@ pub use name::{
 };
 pub use placing::{DEFAULT_HALF_LIFE, MAX_HALF_LIFE, MAX_PRICE, MIN_HALF_LIFE, Mode, Placing, Prices, Unit};
 pub use record::PlacementRecord;
+pub use records::{Hold, RULE_EPOCH, RecordError, Records, StoredRecord};
 pub use regions::{
     Location, MAX_NODE_ID_BYTES, MAX_NODES, MAX_PLACES, MAX_REGIONS, MAX_ROUND_TRIP_MS, Node, Place, Region,
     Regions,

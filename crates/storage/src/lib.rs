@@ -14,6 +14,7 @@ pub mod keys;
 mod latest;
 pub mod memory;
 mod rebuild;
+mod record;
 pub mod rows;
 pub mod store;
 
