@@ -315,6 +315,7 @@ impl Node {
             opening: Opening { accept_loss: true, ..Opening::default() },
             peers: Vec::new(),
             rules: regions.rules().clone(),
+            directory: false,
             cache_bytes: 1 << 30,
             log_keep_ms: 600_000,
             digest_key: tropism_replica::DigestKey::default(),

@@ -293,6 +293,7 @@ fn boot(now: Now, at: usize, mut store: Store) -> Result<Node> {
         opening: Opening { accept_loss: true, ..Opening::default() },
         peers: vec![Peer { node: id(1 - at)?, region: region(1 - at)? }],
         rules: regions.rules().clone(),
+        directory: false,
         cache_bytes: 256 << 20,
         log_keep_ms: 600_000,
         digest_key: tropism_replica::DigestKey::default(),

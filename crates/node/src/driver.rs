@@ -758,6 +758,8 @@ impl Turns {
                     leaving.push(Leaving::Reply(reply, outcome));
                 }
             }
+            // Without a directory no scope has a record of its own, and nobody proposes another.
+            Output::Propose(record) => debug!(scope = %record.scope, "no directory takes a record"),
             Output::Parked { ticket, outcome } => {
                 if let Some(reply) = self.parked.remove(&ticket) {
                     leaving.push(Leaving::Parked(reply, outcome));

@@ -455,6 +455,7 @@ kind = "register"
                 opening: Opening { accept_loss: true, ..Opening::default() },
                 peers: vec![Peer { node: node(peer), region: region(peer) }],
                 rules: regions.rules().clone(),
+                directory: false,
                 cache_bytes: 1 << 20,
                 log_keep_ms: 600_000,
                 digest_key: tropism_replica::DigestKey::default(),

@@ -138,6 +138,7 @@ fn serve(
         peers: peers.clone(),
         digest_key: digest_key(&config.cluster.id, secret.as_bytes()),
         rules: regions.rules().clone(),
+        directory: false,
         log_keep_ms: LOG_KEEP_MS,
         log_keep_bytes: config.limits.log_bytes,
         part_bytes: PART_BYTES,

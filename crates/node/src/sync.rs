@@ -265,6 +265,7 @@ mod tests {
             opening: Opening { accept_loss: true, ..Opening::default() },
             peers: vec![],
             rules: regions.rules().clone(),
+            directory: false,
             cache_bytes: 1 << 20,
             log_keep_ms: 600_000,
             digest_key: tropism_replica::DigestKey::default(),

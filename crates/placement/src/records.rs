@@ -11,7 +11,7 @@ use crate::record::PlacementRecord;
 use crate::regions::MAX_REGIONS;
 use crate::rules::Rules;
 use crate::scope::{Kind, MAX_SPREAD, ScopeId};
-use crate::transition::Membership;
+use crate::transition::{Membership, Role};
 
 /// The epoch of every record that a rule implies; a stored one is above it.
 pub const RULE_EPOCH: u64 = 1;
@@ -207,6 +207,16 @@ impl Records {
     /// The epoch of a scope's record, dropped ones included.
     pub fn epoch(&self, name: &ScopeName) -> u64 {
         self.stored.get(name).map_or(RULE_EPOCH, StoredRecord::epoch)
+    }
+
+    /// Whether a region has no business with a scope that it may hold rows of: its record, or that of a later life of its
+    /// name, says so. What only a rule says is no reason to delete anything.
+    pub fn is_strange(&self, scope: &ScopeId, region: &RegionName) -> bool {
+        self.stored.get(&scope.name).is_some_and(|stored| {
+            let gone = stored.dropped || stored.members.role(region) == Role::Stranger;
+            stored.scope.incarnation > scope.incarnation
+                || stored.scope.incarnation == scope.incarnation && gone
+        })
     }
 
     /// Takes a newer record; says whether it was one.

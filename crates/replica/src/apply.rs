@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tropism_crdt::cell::{Admission, Content};
 use tropism_crdt::document::PeerChange;
 use tropism_crdt::{Body, Change, NodeId, Origin};
-use tropism_placement::{Kind, ScopeId, ScopeName, ShardId, check_key};
+use tropism_placement::{Kind, RULE_EPOCH, ScopeId, ScopeName, ShardId, check_key};
 use tropism_storage::rows::{Parked, RequestRow};
 use tropism_storage::{EditKey, KeptChange, Reads, RequestKey, ShardRow, Space, Store, StoreError, ValueRow};
 
@@ -101,6 +101,13 @@ impl Pending {
         self.asked.retain(|(peer, ..), _| *peer != of);
     }
 
+    /// Forgets what waits of a shard.
+    pub(crate) fn forget_shard(&mut self, shard: ShardId) {
+        let keys: Vec<_> = self.of_shard(shard).map(|(key, _)| *key).collect();
+        keys.iter().for_each(|key| drop(self.remove(key)));
+        self.asked.retain(|(_, of, _), _| *of != shard);
+    }
+
     /// Forgets what came from a node and waits; says how many changes that were.
     pub(crate) fn forget_of(&mut self, from: NodeId) -> u64 {
         let of = self.changes.iter().filter(|(_, waits)| waits.from == from);
@@ -152,7 +159,7 @@ impl Replica {
                 }
             };
             let (id, origin, seq) = (sound.id, sound.change.origin, sound.change.seq);
-            let record = record_of(&self.identity.rules, &sound.row);
+            let record = record_of(&self.records, &sound.row);
             let Some(record) = record else { unreachable!("the gate found it") };
             let vector = &self.shards.get(store, &sound.row, id, || record)?.vector;
             if vector.includes(&origin, seq) {
@@ -389,18 +396,26 @@ impl Replica {
         }
         let name = ScopeName::new(&change.scope).map_err(|error| unsound(format!("scope: {error}")))?;
         check_key(&change.key).map_err(|error| unsound(format!("key: {error}")))?;
-        let kind = self.identity.rules.find(&name).map(|rule| rule.kind);
-        let Some(kind) = kind else { return Err(unsound(format!("no rule matches scope {name}"))) };
+        let record = self.records.record(&name);
+        let epoch = self.records.epoch(&name);
         let scope = ScopeId { name, incarnation: change.scope_incarnation };
+        let Some(record) = record.filter(|record| record.scope == scope) else {
+            if epoch == RULE_EPOCH && change.scope_incarnation == 0 {
+                return Err(unsound(format!("no rule matches scope {}", scope.name)));
+            }
+            // One of us has not heard of its drop, or of its new life.
+            return Err(Refusal::NotMember(ShardId::of(&scope, change.shard_index), epoch));
+        };
+        let kind = record.kind;
         let row = ShardRow { scope, index: change.shard_index, kind };
         let id = row.id();
-        let Some(record) = record_of(&self.identity.rules, &row) else {
+        if row.index >= record.spread {
             return Err(unsound(format!("scope {} has no shard {}", row.scope, row.index)));
-        };
+        }
         if record.shard(&change.key).1 != id {
             return Err(unsound(format!("a key that belongs to another shard of {}", row.scope)));
         }
-        if !record.members().any(|region| *region == self.identity.region) {
+        if self.held(&row).is_none() {
             return Err(Refusal::NotMember(id, record.epoch));
         }
         let fits = match &change.body {

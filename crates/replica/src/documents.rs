@@ -543,6 +543,14 @@ impl Documents {
         self.remove(shard, key);
     }
 
+    /// Forgets all documents of a shard.
+    pub(crate) fn forget_shard(&mut self, shard: ShardId) {
+        let keys: Vec<_> =
+            self.shards.get(&shard).into_iter().flat_map(|keys| keys.keys().cloned()).collect();
+        keys.iter().for_each(|key| self.forget(shard, key));
+        self.long.retain(|(of, _), _| *of != shard);
+    }
+
     fn remove(&mut self, shard: ShardId, key: &str) -> Option<Box<Held>> {
         let documents = self.shards.get_mut(&shard)?;
         let held = documents.remove(key);

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use tropism_crdt::{NodeId, Origin, RequestId, Stamp, Vector};
-use tropism_placement::{RegionName, ShardId};
+use tropism_placement::{RegionName, ScopeName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
 
@@ -79,6 +79,10 @@ pub enum FrameBody {
     Verified(Verified),
     /// That the sender lives, and what follows from it.
     Heartbeat(Heartbeat),
+    /// The steward of a scope asks an owner what it holds.
+    AskHeld(AskHeld),
+    /// Answers that.
+    Held(HeldAnswer),
     /// The receiver sent changes of a shard that the sender does not hold under this epoch.
     NotMember {
         /// The shard.
@@ -86,6 +90,30 @@ pub enum FrameBody {
         /// Epoch of the placement record that says so.
         epoch: u64,
     },
+}
+
+/// Asks an owner of a scope's slots what it holds, as soon as it has adopted an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskHeld {
+    /// The scope.
+    pub scope: ScopeName,
+    /// The epoch; an owner of an earlier one does not answer.
+    pub epoch: u64,
+    /// Counts the questions; the answer repeats it.
+    pub round: u64,
+}
+
+/// What an owner holds of a scope, durably.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldAnswer {
+    /// The scope.
+    pub scope: ScopeName,
+    /// The epoch that was adopted.
+    pub epoch: u64,
+    /// The question.
+    pub round: u64,
+    /// The vectors of its shards, by index.
+    pub vectors: Vec<Vector>,
 }
 
 /// Vectors of shards: where sums differ, and where no log reaches back.

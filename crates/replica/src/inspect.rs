@@ -27,7 +27,7 @@ use crate::limits::{
     DIFFER_BYTES, INSPECT_PATIENCE_US, INSPECT_ROWS, INSPECT_STEP_US, INSPECTIONS, SKETCH_CELLS,
     SKETCH_FIRST_CELLS, UNMET_US,
 };
-use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
+use crate::replica::{Event, Now, Replica, ReplicaError};
 use crate::sketch::{Difference, Sketch, Unpeeled};
 use crate::state::KeyState;
 use crate::transfer::{Snapshot, changed_keys};
@@ -177,9 +177,7 @@ impl Replica {
 
     /// A peer asks about a shard.
     pub(crate) fn inspect_asked(&mut self, now: Now, from: NodeId, inspect: Inspect) {
-        let held = record_of(&self.identity.rules, &inspect.row)
-            .is_some_and(|record| record.members().any(|region| *region == self.identity.region));
-        if held && self.inspections.asked.len() < INSPECTIONS {
+        if self.shares(&inspect.row, from) && self.inspections.asked.len() < INSPECTIONS {
             self.inspections.asked.push((from, inspect, now.mono_us + INSPECT_PATIENCE_US));
         }
     }

@@ -41,12 +41,14 @@ mod arrivals;
 mod budget;
 mod census;
 mod credit;
+mod deleting;
 mod digest;
 mod documents;
 mod frame;
 mod inspect;
 pub mod limits;
 mod link;
+mod moves;
 mod outstanding;
 mod parked;
 mod rebuild;
@@ -70,15 +72,16 @@ pub use census::{Degraded, ParkedShards};
 pub use digest::DigestKey;
 pub use documents::LongHistory;
 pub use frame::{
-    Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
-    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
+    AskHeld, Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, HeldAnswer, Hello, Inspect,
+    Inspected, MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
 };
 pub use link::{LinkCounts, LinkStatus};
+pub use moves::MoveStatus;
 pub use parked::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 pub use rebuild::{Opening, RebuildStatus, Salvaged, SetAside};
 pub use replica::{
-    BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, RULE_EPOCH, Replica, ReplicaError,
-    Status, Ticket, TimesFull,
+    BootError, CacheStatus, Event, Identity, Input, Now, Output, Peer, Replica, ReplicaError, Status, Ticket,
+    TimesFull,
 };
 pub use scrub::ScrubStatus;
 pub use session::{SEARCHED_COMMITS, Token};

@@ -86,6 +86,16 @@ pub const LATE_CHANGE_US: u64 = 8;
 /// A peer's change is late when it is older than this, ms: it did not come with its time, so it is background work to
 /// take it. As long as a peer may be silent.
 pub const LATE_MS: u64 = 2_000;
+/// How often the steward of a scope on its way asks its owners, us: a step takes one or two of these and a round trip.
+pub const MOVE_ASK_US: u64 = 250_000;
+/// A record that was proposed and did not come is proposed again after this, us.
+pub const MOVE_PROPOSE_US: u64 = 3_000_000;
+/// Scopes that a node brings on their way at once; others wait their turn.
+pub const MOVES_AT_ONCE: usize = 64;
+/// Rows of shards that are no longer held which are deleted in one step, and about how long one takes, us.
+pub const DELETED_ROWS: usize = 1_000;
+/// See [`DELETED_ROWS`].
+pub const DELETED_ROW_US: u64 = 4;
 /// Changes that are read from the log for one peer in one turn, and about how long that takes, us.
 pub const WALKED_CHANGES: usize = 4_000;
 /// See [`WALKED_CHANGES`].

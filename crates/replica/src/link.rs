@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tropism_crdt::{NodeId, Origin, Stamp};
-use tropism_placement::{RegionName, ShardId};
+use tropism_placement::{PlacementRecord, RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
@@ -24,7 +24,7 @@ use crate::outstanding::Outstanding;
 use crate::rebuild::Rebuild;
 use crate::recent::Logged;
 use crate::reconcile::{Owes, Suspects};
-use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError, record_of};
+use crate::replica::{Event, Now, Output, Peer, Replica, ReplicaError};
 use crate::transfer::Giving;
 
 /// The smallest change, about: so many are read from the log at most for the credit that is left.
@@ -197,6 +197,21 @@ impl Link {
     /// Whether the peer was heard of lately: a connection stands, or went only just now.
     pub(crate) fn answers(&self, now: Now) -> bool {
         self.is_up() || self.down_since_us + DEAD_US > now.mono_us
+    }
+
+    /// Whether the peer was heard within so many us.
+    pub(crate) fn hears(&self, now: Now, within_us: u64) -> bool {
+        self.session.as_ref().is_some_and(|session| session.last_heard_us + within_us > now.mono_us)
+    }
+
+    /// Nothing of a shard goes to the peer or is wanted of it any more.
+    pub(crate) fn forget_shard(&mut self, shard: ShardId) {
+        if let Some(session) = &mut self.session {
+            session.outstanding.forget(shard);
+            session.told.retain(|(of, _), _| *of != shard);
+            session.suspects.forget(shard);
+            session.giving.retain(|giving| !giving.is_of(shard));
+        }
     }
 
     /// Shards on their way to the peer.
@@ -496,7 +511,9 @@ impl Replica {
             FrameBody::Verify(verify) => self.verify_asked(now, from, verify),
             FrameBody::Verified(verified) => self.verified(from, verified),
             FrameBody::Heartbeat(heartbeat) => self.heartbeat(now, from, &heartbeat, in_order),
-            FrameBody::NotMember { .. } => {} // both sides hold the same rules until records move
+            FrameBody::NotMember { shard, .. } => self.not_member(from, shard),
+            FrameBody::AskHeld(ask) => self.ask_held(store, from, ask)?,
+            FrameBody::Held(held) => self.held_told(from, held),
         }
         Ok(())
     }
@@ -546,12 +563,14 @@ impl Replica {
 
     /// A peer lacks changes that our log may hold.
     fn wanted(&mut self, store: &Store, from: NodeId, want: Want) -> Result<(), ReplicaError> {
+        let Some(row) = store.shard(want.shard)? else { return Ok(()) };
+        if !self.shares(&row, from) {
+            return Ok(());
+        }
         let first = LogKey { shard: want.shard, origin: want.origin, seq: want.from };
         if store.change(&first)?.is_none() {
             let (vector, _) = self.shards.state(store, want.shard)?;
-            if vector.includes(&want.origin, want.from)
-                && let Some(row) = store.shard(want.shard)?
-            {
+            if vector.includes(&want.origin, want.from) {
                 self.event(Event::BelowFloor(from));
                 self.send(from, FrameBody::BelowFloor(row));
             }
@@ -757,8 +776,15 @@ impl Replica {
                     (None, _) => {
                         // After a start nothing is in memory: who holds it follows from what it is.
                         let row = store.shard(shard)?;
-                        let record = row.and_then(|row| record_of(&self.identity.rules, &row));
-                        let shared = record.is_none_or(|r| r.members().any(|member| *member == region));
+                        let shared = row.is_some_and(|row| {
+                            let record = self.records.record_of(&row.scope, row.kind, row.index);
+                            let held = |r: &PlacementRecord| {
+                                r.members().any(|member| *member == self.identity.region)
+                                    && r.members().any(|member| *member == region)
+                            };
+                            record.is_some_and(|record| held(&record))
+                                && !self.moves.deleting.contains(&shard)
+                        });
                         known = Some((shard, shared));
                         shared
                     }

@@ -74,6 +74,19 @@ impl Outstanding {
         before != self.count
     }
 
+    /// The peer gets nothing more of a shard.
+    pub(crate) fn forget(&mut self, shard: ShardId) {
+        let of: Vec<Origin> = self
+            .changes
+            .range((shard, Origin::FIRST)..)
+            .take_while(|((of, _), _)| *of == shard)
+            .map(|((_, origin), _)| *origin)
+            .collect();
+        for origin in of {
+            self.told(shard, origin, u64::MAX);
+        }
+    }
+
     /// What was left to others cannot be sent: it is looked at again later.
     pub(crate) fn postpone(&mut self, key: LogKey, due_us: u64, later_us: u64) {
         self.left.remove(&(due_us, key));

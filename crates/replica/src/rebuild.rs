@@ -234,7 +234,9 @@ impl Replica {
         let Some(first_met_us) = rebuild.first_met_us else { return false };
         let givers = &rebuild.givers;
         let gives = |peer: &NodeId| givers.get(peer).is_some_and(|giver| !giver.done);
-        self.unvouched(rebuild).next().is_none()
+        // Scopes may have moved here that no rule would tell of.
+        self.moves.informed
+            && self.unvouched(rebuild).next().is_none()
             && self.links.iter().all(|(peer, link)| !(link.answers(now) && gives(peer)))
             && (givers.len() == self.links.len() || first_met_us + REBUILD_ANSWERS_US <= now.mono_us)
     }

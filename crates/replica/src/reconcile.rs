@@ -13,7 +13,7 @@ use tropism_storage::{Reads, ShardKey, ShardRow, Space, Store, StoreError, View}
 
 use crate::frame::{Compare, FrameBody, ShardState, Vectors, Want};
 use crate::limits::{OWED_US, SETTLE_US, SUSPECTS, VECTORS_PER_FRAME, WANTED_CHANGES};
-use crate::replica::{Event, Now, Replica, ReplicaError, record_of};
+use crate::replica::{Event, Now, Replica, ReplicaError};
 use crate::shards::range_len;
 
 /// Changes that a peer counts and we do not, while that may still settle by itself.
@@ -45,6 +45,10 @@ pub(crate) struct Owes {
 impl Suspects {
     pub(crate) fn next_due(&self) -> Option<u64> {
         self.due.values().map(|suspect| suspect.due_us).min()
+    }
+
+    pub(crate) fn forget(&mut self, shard: ShardId) {
+        self.due.retain(|(of, _), _| *of != shard);
     }
 
     fn add(&mut self, due_us: u64, row: &ShardRow, origin: Origin, seq: u64) {
@@ -129,7 +133,7 @@ impl Replica {
                 let (key, value) = row.map_err(StoreError::from)?;
                 let Ok(ShardKey::Description(id)) = ShardKey::decode(&key) else { continue };
                 let Ok(row) = <ShardRow as tropism_storage::rows::Row>::decode(&value) else { continue };
-                let record = record_of(&self.identity.rules, &row);
+                let record = self.held(&row);
                 if record.is_some_and(|record| crate::shards::group_of(&record).0 == group) {
                     let (vector, digest) = self.shards.state(store, id)?;
                     shards.push(ShardState { row, vector, digest });
@@ -157,7 +161,7 @@ impl Replica {
         for ShardState { row, vector: theirs, digest: their_digest } in
             shards.into_iter().take(VECTORS_PER_FRAME)
         {
-            if record_of(&self.identity.rules, &row).is_none() {
+            if !self.shares(&row, from) {
                 continue;
             }
             let id = row.id();
@@ -275,7 +279,7 @@ impl Replica {
             for (name, row) in rows {
                 let Ok(ShardKey::Description(id)) = ShardKey::decode(&name) else { continue };
                 let Ok(row) = <ShardRow as tropism_storage::rows::Row>::decode(&row) else { continue };
-                let record = record_of(&self.identity.rules, &row);
+                let record = self.held(&row);
                 if record.is_some_and(|record| record.members().any(|member| member == region)) {
                     let (vector, _) = self.shards.state(store, id)?;
                     if !vector.is_empty() {

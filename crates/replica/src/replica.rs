@@ -8,7 +8,9 @@ use tropism_crdt::clock::{Clock, ClockError};
 use tropism_crdt::document::Paths;
 use tropism_crdt::json::PathPattern;
 use tropism_crdt::{Change, NodeId, Origin, Stamp};
-use tropism_placement::{PlacementRecord, Policy, RegionName, Rules, ScopeName, ShardId};
+use tropism_placement::{
+    PlacementRecord, Policy, Records, RegionName, Rules, ScopeName, ShardId, StoredRecord,
+};
 use tropism_storage::rows::{OLDEST_FORMAT, STORE_FORMAT};
 use tropism_storage::{
     ClockRow, DroppedRow, Head, Header, KeyTally, LivesRow, LogFloorRow, LogKey, NodeKey, Reads,
@@ -26,6 +28,7 @@ use crate::limits::{
     CACHED_SHARD_BYTES, CACHED_SHARDS, FENCE_OFFSET_MS, NAMED_IN_STATUS, RECENT_BYTES, VALUES_CACHE_SHARE,
 };
 use crate::link::{Link, LinkStatus};
+use crate::moves::Moves;
 use crate::parked::{ParkedCall, ParkedError, ParkedStep};
 use crate::rebuild::{Opening, Rebuild, RebuildStatus, Salvaged};
 use crate::recent::{Logged, Recent};
@@ -99,6 +102,14 @@ pub enum Input {
     /// What the driver measured in a window of some [`WINDOW_US`](crate::limits::WINDOW_US): the pace of background work
     /// follows it. Without such inputs it is what it is with nobody in the foreground.
     Foreground(Box<Foreground>),
+    /// What the directory says of where scopes are. Once after every start `all`: what it had at some time since then is
+    /// among these and those that came before.
+    Records {
+        /// Records, the newest of each scope at least.
+        records: Vec<StoredRecord>,
+        /// Whether these are all.
+        all: bool,
+    },
     /// Time passed: [`Replica::next_deadline`] is due.
     Tick,
 }
@@ -134,6 +145,8 @@ pub enum Output {
         /// What.
         frame: Frame,
     },
+    /// Proposes the next record of a scope to the directory, which takes it if its epoch is the next one.
+    Propose(Box<StoredRecord>),
     /// Drops the link to a peer; the shell dials again.
     Disconnect {
         /// Whose.
@@ -263,6 +276,25 @@ pub enum Event {
         /// Whether a row that could not be read went with them.
         row: bool,
     },
+    /// A record of the directory is followed from now on.
+    Adopted {
+        /// Of which scope.
+        scope: ScopeName,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// A move is given up: who was to come did not come nearer for long.
+    MoveGivenUp {
+        /// Of which scope.
+        scope: ScopeName,
+        /// Epoch of the record that is given up.
+        epoch: u64,
+    },
+    /// A shard that this node is no member of any more is deleted.
+    Deleted {
+        /// Which.
+        shard: ShardId,
+    },
     /// A new store takes the place of an earlier one: a peer has seen that.
     Rebuilding {
         /// Who.
@@ -316,6 +348,8 @@ pub struct Identity {
     pub digest_key: DigestKey,
     /// Which scopes exist and where they are held.
     pub rules: Rules,
+    /// Whether a directory says where scopes are that do not follow their rule: see [`Input::Records`].
+    pub directory: bool,
     /// Memory for documents and values that were used lately, bytes.
     pub cache_bytes: usize,
     /// How long the log keeps what every member holds, ms; see [`LOG_KEEP_MS`](crate::limits::LOG_KEEP_MS).
@@ -382,6 +416,9 @@ pub struct Replica {
     pub(crate) recent: Recent,
     pub(crate) pending: Pending,
     pub(crate) documents: Documents,
+    /// Where scopes are.
+    pub(crate) records: Records,
+    pub(crate) moves: Moves,
     /// Text and counter paths by rule.
     pub(crate) paths: BTreeMap<String, Paths>,
     pub(crate) waiting: WaitingWrites,
@@ -506,12 +543,14 @@ impl Replica {
                 });
             }
             Some(header) if header.format < STORE_FORMAT => {
-                let header = Header { format: STORE_FORMAT, ..header };
+                let (format, header) = (header.format, Header { format: STORE_FORMAT, ..header });
                 store.put_row(Space::Node, NodeKey::Header.encode(), &header);
-                // Earlier formats did not say where the log begins.
-                let first = store.commit_rows(0, u64::MAX).next().transpose()?.map(|(commit, _)| commit);
-                let floor = LogFloorRow { commit: first.unwrap_or(store.head().commit + 1) };
-                store.put_row(Space::Node, NodeKey::LogFloor.encode(), &floor);
+                if format < 3 {
+                    // These formats did not say where the log begins.
+                    let first = store.commit_rows(0, u64::MAX).next().transpose()?.map(|(commit, _)| commit);
+                    let floor = LogFloorRow { commit: first.unwrap_or(store.head().commit + 1) };
+                    store.put_row(Space::Node, NodeKey::LogFloor.encode(), &floor);
+                }
                 header
             }
             Some(header) => header,
@@ -538,7 +577,16 @@ impl Replica {
         let clock: ClockRow = store.row(Space::Node, &NodeKey::Clock.encode())?.unwrap_or_default();
         let clock = Clock::new(now.wall_ms, clock.last, clock.reserved_ms);
         let fingerprints = Fingerprints::new(&identity.digest_key);
-        let shards = Shards::open(store, fingerprints, |row| record_of(&identity.rules, row))?;
+        let mut records = Records::new(identity.rules.clone());
+        let mut moves = Moves::default();
+        moves.informed = !identity.directory;
+        for record in store.records()? {
+            moves.note(&record);
+            records.adopt(record);
+        }
+        let shards = Shards::open(store, fingerprints, |row| {
+            record_of(&records, row).filter(|record| record.members().any(|r| *r == identity.region))
+        })?;
         let found = store.head();
         let head = found.commit;
         let mut links = BTreeMap::new();
@@ -567,6 +615,8 @@ impl Replica {
             recent: Recent::after(head),
             pending: Pending::default(),
             documents,
+            records,
+            moves,
             paths,
             waiting: WaitingWrites::default(),
             outputs: VecDeque::new(),
@@ -586,6 +636,7 @@ impl Replica {
             barred: BTreeSet::new(),
             next_peer_rows_us: now.mono_us,
         };
+        replica.find_deleting(now, store)?;
         replica.reserve(now, store);
         Ok(replica)
     }
@@ -609,6 +660,7 @@ impl Replica {
                 self.settle_some(store, shard, self.identity.settle_keys)?
             }
             Input::Foreground(seen) => self.budget.window(now, &seen),
+            Input::Records { records, all } => self.adopt(now, store, records, all)?,
             Input::Tick => {}
         }
         Ok(())
@@ -624,6 +676,8 @@ impl Replica {
         self.transfers_due(now, store)?;
         self.inspect_due(now, store)?;
         self.verify_due(now, store)?;
+        self.moves_due(now, store)?;
+        self.delete_due(now, store)?;
         self.want_missing(now);
         self.pump_links(now, store)?;
         self.rebuild_due(now, store);
@@ -659,6 +713,7 @@ impl Replica {
             .chain(self.inspections.next_deadline(now))
             .chain(self.verifications.next_deadline(now))
             .chain(recount)
+            .chain(self.moves.next_deadline(now))
             .chain([sweep])
             .fold(idle, u64::min)
             .max(now.mono_us)
@@ -714,9 +769,26 @@ impl Replica {
         self.origin
     }
 
-    /// The record of a scope by rule.
+    /// The record of a scope, as far as this node knows; `None`: no rule has such a name, or it was dropped.
     pub fn record(&self, scope: &ScopeName) -> Option<PlacementRecord> {
-        Some(PlacementRecord::implied(RULE_EPOCH, self.identity.rules.find(scope)?, scope))
+        self.records.record(scope)
+    }
+
+    /// Where scopes are, as far as this node knows.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// Whether a shard is held here and by the region of a peer.
+    pub(crate) fn shares(&self, row: &ShardRow, peer: NodeId) -> bool {
+        let Some(link) = self.links.get(&peer) else { return false };
+        self.held(row).is_some_and(|record| record.members().any(|region| region == link.region()))
+    }
+
+    /// Whether this region serves a shard, by the record that it adopted.
+    pub(crate) fn serves(&self, store: &Store, shard: ShardId) -> Result<bool, ReplicaError> {
+        let Some(row) = store.shard(shard)? else { return Ok(false) };
+        Ok(self.held(&row).is_some_and(|record| record.serving.contains(&self.identity.region)))
     }
 
     /// How this node and its links are.
@@ -884,7 +956,7 @@ impl Replica {
         id: ShardId,
     ) -> Result<Option<&mut Shard>, ReplicaError> {
         let Some(row) = store.shard(id)? else { return Ok(None) };
-        let Some(record) = record_of(&self.identity.rules, &row) else { return Ok(None) };
+        let Some(record) = self.held(&row) else { return Ok(None) };
         self.shards.get(store, &row, id, || record)?;
         Ok(self.shards.cached_mut(id))
     }
@@ -905,7 +977,9 @@ impl Replica {
 
     /// A write that waits is acknowledged by a region's disk.
     pub(crate) fn acknowledged(&mut self, shard: ShardId, seq: u64, region: &RegionName) {
-        for waiting in self.waiting.acknowledged(shard, self.origin, seq, region) {
+        let serves =
+            |scope: &ScopeName| self.records.record(scope).is_some_and(|r| r.serving.contains(region));
+        for waiting in self.waiting.acknowledged(shard, self.origin, seq, region, serves) {
             self.outputs.push_back(Output::Reply { ticket: waiting.ticket, outcome: Ok(waiting.done) });
         }
     }
@@ -922,13 +996,9 @@ impl Replica {
     }
 }
 
-/// The epoch of every rule's record until a directory numbers them.
-pub const RULE_EPOCH: u64 = 1;
-
-/// The record that the rules imply for a shard, if it has that shard and kind.
-pub(crate) fn record_of(rules: &Rules, row: &ShardRow) -> Option<PlacementRecord> {
-    let record = PlacementRecord::implied(RULE_EPOCH, rules.find(&row.scope.name)?, &row.scope.name);
-    (record.scope == row.scope && record.kind == row.kind && row.index < record.spread).then_some(record)
+/// The record of a shard's scope, if it has that shard and kind.
+pub(crate) fn record_of(records: &Records, row: &ShardRow) -> Option<PlacementRecord> {
+    records.record_of(&row.scope, row.kind, row.index)
 }
 
 /// A policy's paths. They were validated with the policy; one that is not a path would match nothing.

@@ -148,6 +148,57 @@ impl Shards {
         Ok(shard)
     }
 
+    /// The members of a shard changed.
+    pub(crate) fn regroup(
+        &mut self,
+        store: &Store,
+        id: ShardId,
+        (before, record): (&PlacementRecord, &PlacementRecord),
+    ) -> Result<(), StoreError> {
+        let counted = self.leave_group(store, id, before)?;
+        let group = self.group_for(record);
+        self.add(group, id, counted);
+        if let Some(shard) = self.cached.get_mut(&id) {
+            (shard.group, shard.record) = (group, record.clone());
+        }
+        Ok(())
+    }
+
+    /// A shard is not held any more; what memory holds of it goes.
+    pub(crate) fn forget(
+        &mut self,
+        store: &Store,
+        id: ShardId,
+        before: &PlacementRecord,
+    ) -> Result<(), StoreError> {
+        self.leave_group(store, id, before)?;
+        self.cached.remove(&id);
+        self.dirty.remove(&id);
+        Ok(())
+    }
+
+    /// Takes a shard out of the sums of its group; says as what it was counted there.
+    fn leave_group(
+        &mut self,
+        store: &Store,
+        id: ShardId,
+        before: &PlacementRecord,
+    ) -> Result<u128, StoreError> {
+        let (group, counted) = match self.cached.get(&id) {
+            Some(shard) => (shard.group, shard.counted),
+            None => {
+                let (vector, digest) = self.state(store, id)?;
+                (group_of(before).0, fingerprint(id, &vector, digest))
+            }
+        };
+        self.add(group, id, 0_u128.wrapping_sub(counted));
+        // A set of members that nothing has: sets would add up over the years.
+        if self.sums.get(&group).is_some_and(|sums| sums.slots.iter().all(|sum| *sum == 0)) {
+            self.sums.remove(&group);
+        }
+        Ok(counted)
+    }
+
     /// Shards in memory.
     pub(crate) fn len(&self) -> usize {
         self.cached.len()

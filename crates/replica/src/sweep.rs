@@ -21,7 +21,7 @@ use crate::limits::{
     RECOUNT_ROWS, RECOUNT_US, REQUEST_KEEP_MS, SCRUB_STEP_BYTES, SCRUB_STEP_US, SWEEP_ROWS, SWEEP_US,
     TRIM_CHANGE_US, TRIM_CHANGES,
 };
-use crate::replica::{Event, Identity, Now, Replica, ReplicaError, record_of};
+use crate::replica::{Event, Identity, Now, Replica, ReplicaError};
 use crate::scrub::{Scrub, ScrubStatus};
 
 /// Rows of one page of the scrub: with the largest values a page is as much as the thread may hold at once.
@@ -204,7 +204,7 @@ impl Replica {
         for (shard, key, row) in due {
             if row.cell.alive() {
                 self.delete_expired(now, store, shard, key, row)?;
-            } else if row.cell != stub(&row.cell) {
+            } else if row.cell != stub(&row.cell) && self.serves(store, shard)? {
                 self.documents.clear(store, shard, key, row.cell.life + 1)?;
                 let was = self.counted(key, &row);
                 let row = ValueRow { parked: None, cell: stub(&row.cell), ..row };
@@ -229,7 +229,7 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         let Some(expired_ms) = row.cell.expires_at_ms() else { return Ok(()) };
         let Some(description) = store.shard(shard)? else { return Ok(()) };
-        let Some(record) = record_of(&self.identity.rules, &description) else { return Ok(()) };
+        let Some(record) = self.held(&description) else { return Ok(()) };
         let steward = record.serving.first() == Some(&self.identity.region);
         // As of the expiry; of a write that is stamped later still and did not change it, as of that write.
         let written = row.cell.written.map_or(Stamp::ZERO, |(stamp, _)| stamp);

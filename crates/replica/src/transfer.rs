@@ -129,6 +129,12 @@ impl Transfers {
         self.taking.contains_key(&shard)
     }
 
+    /// Nothing of a shard is taken any more.
+    pub(crate) fn forget(&mut self, shard: ShardId) {
+        self.taking.remove(&shard);
+        self.settling.remove(&shard);
+    }
+
     /// Shards of which keys may still be staged.
     pub(crate) fn settling(&self) -> impl Iterator<Item = ShardId> + '_ {
         self.settling.keys().copied()
@@ -146,6 +152,13 @@ impl Transfers {
     }
 }
 
+impl Giving {
+    /// Whether it is of this shard.
+    pub(crate) fn is_of(&self, shard: ShardId) -> bool {
+        self.shard == shard
+    }
+}
+
 impl Replica {
     /// A peer says that what was wanted of a shard is in no log of its own.
     pub(crate) fn below_floor(
@@ -156,9 +169,7 @@ impl Replica {
         row: ShardRow,
     ) -> Result<(), ReplicaError> {
         let id = row.id();
-        let held = record_of(&self.identity.rules, &row)
-            .is_some_and(|record| record.members().any(|region| *region == self.identity.region));
-        if !held
+        if !self.shares(&row, from)
             || self.transfers.taking.len() >= TAKEN_AT_ONCE
             || self.transfers.taking.contains_key(&id)
             || self.transfers.settling.contains_key(&id)
@@ -218,9 +229,8 @@ impl Replica {
     ) -> Result<(), ReplicaError> {
         let Fetch { row, id, resume } = fetch;
         let shard = row.id();
-        let Some(record) = record_of(&self.identity.rules, &row) else { return Ok(()) };
+        let theirs = self.shares(&row, from);
         let Some(link) = self.links.get_mut(&from) else { return Ok(()) };
-        let theirs = record.members().any(|region| region == link.region());
         let view = store.snapshot();
         let settling = view
             .row::<TransferRow>(Space::Shards, &ShardKey::Transfer(shard).encode())?
@@ -390,7 +400,7 @@ impl Replica {
         let resumed_behind = staged.last.clone();
         for StatePiece { key, number, last, bytes } in part.pieces {
             let ours = check_key(&key).is_ok()
-                && record_of(&self.identity.rules, row).is_some_and(|record| record.shard(&key).1 == id);
+                && record_of(&self.records, row).is_some_and(|record| record.shard(&key).1 == id);
             if !ours {
                 self.refuse(from, format!("a state of a key that is not in shard {id}"));
                 continue;
@@ -440,7 +450,7 @@ impl Replica {
         staged: &TransferRow,
     ) -> Result<(), ReplicaError> {
         let id = row.id();
-        let Some(record) = record_of(&self.identity.rules, row) else { return Ok(()) };
+        let Some(record) = self.held(row) else { return Ok(()) };
         self.shards.get(store, row, id, || record)?;
         let Some(shard) = self.shards.cached_mut(id) else { unreachable!("the shard was just used") };
         let raised = staged.vector.risen_since(&shard.vector);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tropism_crdt::Origin;
-use tropism_placement::{RegionName, ShardId};
+use tropism_placement::{RegionName, ScopeName, ShardId};
 use tropism_storage::LogKey;
 
 use crate::limits::WAITING_WRITES;
@@ -14,6 +14,7 @@ use crate::write::WriteDone;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) ticket: Ticket,
+    pub(crate) scope: ScopeName,
     pub(crate) done: WriteDone,
     pub(crate) needed: usize,
     pub(crate) regions: Vec<RegionName>,
@@ -58,10 +59,14 @@ impl WaitingWrites {
         origin: Origin,
         seq: u64,
         region: &RegionName,
+        serves: impl Fn(&ScopeName) -> bool,
     ) -> Vec<Waiting> {
         let (from, to) = (LogKey { shard, origin, seq: 0 }, LogKey { shard, origin, seq });
         let mut whole = Vec::new();
         for (key, waiting) in self.writes.range_mut(from..=to) {
+            if !serves(&waiting.scope) {
+                continue;
+            }
             if !waiting.regions.contains(region) {
                 waiting.regions.push(region.clone());
             }
@@ -104,12 +109,13 @@ mod tests {
                 expires_at_ms: None,
                 replayed: false,
             };
-            let write = Waiting { ticket: seq, done, needed: 1, regions: Vec::new(), deadline_us };
+            let scope = ScopeName::new("s").unwrap();
+            let write = Waiting { ticket: seq, scope, done, needed: 1, regions: Vec::new(), deadline_us };
             waiting.insert(LogKey { shard, origin, seq }, write);
         }
         assert_eq!(waiting.next_deadline(), Some(10));
         let region = RegionName::new("r").unwrap();
-        let acknowledged = waiting.acknowledged(shard, origin, 2, &region);
+        let acknowledged = waiting.acknowledged(shard, origin, 2, &region, |_| true);
         assert_eq!(acknowledged.iter().map(|write| write.ticket).collect::<Vec<_>>(), [1, 2]);
         assert!(waiting.give_up(9).is_none());
         let given_up: Vec<Ticket> =

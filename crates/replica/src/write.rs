@@ -115,6 +115,9 @@ pub enum WriteError {
     /// No rule creates such a scope.
     #[error("no rule matches scope {0}; no effect")]
     NoRule(ScopeName),
+    /// The scope was dropped.
+    #[error("scope {0} was dropped; no effect, it has to be created again")]
+    Dropped(ScopeName),
     /// The scope is not held in this region.
     #[error("scope {scope} is not held in region {region}; no effect")]
     NotHere {
@@ -401,7 +404,8 @@ impl Replica {
             return Ok(Ok(Some(done)));
         }
         let regions = vec![self.identity.region.clone()];
-        self.waiting.insert(key, Waiting { ticket, done, needed, regions, deadline_us });
+        let scope = record.scope.name;
+        self.waiting.insert(key, Waiting { ticket, scope, done, needed, regions, deadline_us });
         Ok(Ok(None))
     }
 
@@ -476,7 +480,11 @@ impl Replica {
 
     /// What can be refused before the key is looked at; says how many regions must have the write.
     fn admit(&mut self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
-        let record = self.record(&write.scope).ok_or_else(|| WriteError::NoRule(write.scope.clone()))?;
+        let none = || match self.records.stored(&write.scope) {
+            Some(_) => WriteError::Dropped(write.scope.clone()),
+            None => WriteError::NoRule(write.scope.clone()),
+        };
+        let record = self.record(&write.scope).ok_or_else(none)?;
         if !record.serving.contains(&self.identity.region) {
             return Err(WriteError::NotHere {
                 scope: write.scope.clone(),

@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) settle_keys: usize,
     /// How long a sync takes, us.
     pub(crate) sync_us: (u64, u64),
+    /// Whether scopes move.
+    pub(crate) moves: bool,
     /// What may break: each world leaves some of it out, so that what hides behind it is seen.
     pub(crate) menu: Vec<FaultKind>,
 }
@@ -62,6 +64,9 @@ impl Config {
                 .filter(|kind| hostile || *kind != FaultKind::Hostile)
                 .collect();
         }
+        // What rotted or was forged stays with the only member that has it, if the others leave.
+        let breaks = |kind: &FaultKind| matches!(kind, FaultKind::BitRot | FaultKind::Hostile);
+        let moves = count > 2 && rng.chance(50) && !menu.iter().any(breaks);
         Self {
             rules,
             regions,
@@ -76,6 +81,7 @@ impl Config {
             part_bytes: *rng.pick(&[150, 2_000, 200_000]),
             settle_keys: *rng.pick(&[1, 3, 64]),
             sync_us: (50, *rng.pick(&[300, 3_000, 40_000])),
+            moves,
             menu,
         }
     }

@@ -184,6 +184,8 @@ pub enum ShardKey {
     Vector(ShardId),
     /// How far its state has come from a peer.
     Transfer(ShardId),
+    /// That its rows are being deleted here.
+    Deleting(ShardId),
 }
 
 impl ShardKey {
@@ -193,6 +195,7 @@ impl ShardKey {
             Self::Description(shard) => (shard, 0),
             Self::Vector(shard) => (shard, 1),
             Self::Transfer(shard) => (shard, 2),
+            Self::Deleting(shard) => (shard, 3),
         };
         let mut out = shard_prefix(shard);
         out.push(tag);
@@ -208,6 +211,7 @@ impl ShardKey {
             0 => Self::Description(shard),
             1 => Self::Vector(shard),
             2 => Self::Transfer(shard),
+            3 => Self::Deleting(shard),
             _ => return Err(r.invalid("shard row")),
         };
         r.finish()?;
@@ -232,7 +236,7 @@ pub enum NodeKey<'a> {
     Peer(NodeId),
     /// What was dropped here by hand.
     Dropped,
-    /// A scope by name and incarnation.
+    /// A scope by name and incarnation: the record of its own that was adopted.
     Scope(&'a str, u64),
     /// Where the log begins.
     LogFloor,
@@ -245,6 +249,11 @@ pub enum NodeKey<'a> {
 }
 
 impl NodeKey<'_> {
+    /// From where and up to where the scopes are.
+    pub fn scopes() -> (Vec<u8>, Vec<u8>) {
+        (vec![6], vec![7])
+    }
+
     /// Tag, then the parts.
     pub fn encode(&self) -> StoreKey {
         let mut out = Vec::with_capacity(16);

@@ -11,8 +11,8 @@ use crate::keys::LogKey;
 
 /// Version of every format in a store: a store that says a higher number, or one below [`OLDEST_FORMAT`], is not opened.
 /// 2 since the head row counts; 3 since vectors have a digest beside them, shards come as a whole, and a saved document may
-/// begin with its light state.
-pub const STORE_FORMAT: u64 = 3;
+/// begin with its light state; 4 since scopes have records of their own, and shards go.
+pub const STORE_FORMAT: u64 = 4;
 /// The oldest format that is read: what it lacks is computed again.
 pub const OLDEST_FORMAT: u64 = 2;
 

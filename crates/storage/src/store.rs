@@ -8,7 +8,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tropism_crdt::codec::{DecodeError, Reader, checked, put_checksum};
 use tropism_crdt::{Origin, Vector};
-use tropism_placement::ShardId;
+use tropism_placement::{ShardId, StoredRecord};
 
 use crate::engine::{Batch, Engine, EngineError, Footprint, Rows, Space, StoreKey, Syncer, View};
 use crate::keys::{EditKey, LogKey, NodeKey, ShardKey, StagedKey, ValueKey, after_prefix, shard_prefix};
@@ -83,6 +83,23 @@ pub trait Reads: View {
             }
         }
         Ok(transfers)
+    }
+
+    /// The shards whose rows are being deleted.
+    fn deleting(&self) -> Result<Vec<ShardId>, StoreError> {
+        let mut shards = Vec::new();
+        for row in self.scan(Space::Shards, &[0], &[0xff; 3]) {
+            if let Ok(ShardKey::Deleting(shard)) = ShardKey::decode(&row?.0) {
+                shards.push(shard);
+            }
+        }
+        Ok(shards)
+    }
+
+    /// The records of their own that scopes have.
+    fn records(&self) -> Result<Vec<StoredRecord>, StoreError> {
+        let (from, to) = NodeKey::scopes();
+        self.scan(Space::Node, &from, &to).map(|row| decode(Space::Node, &row?.1)).collect()
     }
 
     /// What a shard is, if it is known here.
@@ -266,6 +283,13 @@ impl Store {
         self.logged.push(key);
     }
 
+    /// Takes the body of a change out of the log; its place in the index stays until its commit is over.
+    pub fn remove_logged(&mut self, key: StoreKey, bytes: usize) {
+        self.tally.log_changes = self.tally.log_changes.saturating_sub(1);
+        self.tally.log_bytes = self.tally.log_bytes.saturating_sub(bytes as u64);
+        self.remove(Space::Log, key);
+    }
+
     /// Takes a commit that is over out of the log: the bodies that are still there, and its place in the index.
     pub fn unlog(&mut self, commit: u64, keys: &[LogKey]) -> Result<(), StoreError> {
         for key in keys {
@@ -379,7 +403,7 @@ impl Store {
                         last.1 = decode(Space::Shards, &value)?;
                     }
                 }
-                ShardKey::Transfer(_) => {}
+                ShardKey::Transfer(_) | ShardKey::Deleting(_) => {}
             }
         }
         Ok(shards)

@@ -7,10 +7,10 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tropism_crdt::codec::{Reader, put_varint};
 use tropism_crdt::{NodeId, Origin, Stamp, Vector};
-use tropism_placement::{PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
+use tropism_placement::{MAX_SPREAD, PolicyHash, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
-    Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, Hello, Inspect, Inspected,
-    MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
+    AskHeld, Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, HeldAnswer, Hello, Inspect,
+    Inspected, MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
 };
 use tropism_storage::rows::Seen;
 use tropism_storage::{Head, ShardRow};
@@ -183,6 +183,15 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
             .into(),
             keys: beat.keys,
         }),
+        FrameBody::AskHeld(AskHeld { scope, epoch, round }) => {
+            Message::AskHeld(v1::AskHeld { scope: scope.as_str().to_owned(), epoch: *epoch, round: *round })
+        }
+        FrameBody::Held(HeldAnswer { scope, epoch, round, vectors }) => Message::Held(v1::HeldAnswer {
+            scope: scope.as_str().to_owned(),
+            epoch: *epoch,
+            round: *round,
+            vectors: vectors.iter().map(|vector| vector.to_bytes().into()).collect(),
+        }),
         FrameBody::NotMember { shard, epoch } => {
             Message::NotMember(v1::NotMember { shard: Bytes::copy_from_slice(&shard.0), epoch: *epoch })
         }
@@ -333,6 +342,20 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
                 keys: beat.keys,
             })
         }
+        Message::AskHeld(ask) => {
+            FrameBody::AskHeld(AskHeld { scope: scope(&ask.scope)?, epoch: ask.epoch, round: ask.round })
+        }
+        Message::Held(held) => {
+            if held.vectors.len() > usize::from(MAX_SPREAD) {
+                return Err(malformed("more vectors than a scope can have shards"));
+            }
+            FrameBody::Held(HeldAnswer {
+                scope: scope(&held.scope)?,
+                epoch: held.epoch,
+                round: held.round,
+                vectors: held.vectors.iter().map(|bytes| vector(bytes)).collect::<Result<_, _>>()?,
+            })
+        }
         Message::NotMember(not) => FrameBody::NotMember { shard: shard(&not.shard)?, epoch: not.epoch },
     };
     Ok(Some(Frame { round: message.round, number: message.number, body }))
@@ -471,6 +494,10 @@ pub(crate) fn shard_state(message: &v1::ShardVector) -> Result<ShardState, Frame
     Ok(ShardState { row, vector, digest })
 }
 
+fn scope(name: &str) -> Result<ScopeName, FrameError> {
+    ScopeName::new(name).map_err(|error| malformed(error.to_string()))
+}
+
 pub(crate) fn vector(bytes: &[u8]) -> Result<Vector, FrameError> {
     let mut reader = Reader::new(bytes);
     let vector = Vector::decode(&mut reader).and_then(|vector| reader.finish().map(|()| vector));
@@ -601,6 +628,13 @@ mod tests {
                 keys: 12,
             }),
             FrameBody::NotMember { shard: id, epoch: 3 },
+            FrameBody::AskHeld(AskHeld { scope: row.scope.name.clone(), epoch: 4, round: 5 }),
+            FrameBody::Held(HeldAnswer {
+                scope: row.scope.name.clone(),
+                epoch: 4,
+                round: 5,
+                vectors: vec![Vector::EMPTY, vector.clone()],
+            }),
         ]
     }
 

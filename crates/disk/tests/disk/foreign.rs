@@ -25,6 +25,7 @@ fn identity(cluster: &str, node: &str) -> Identity {
         opening: tropism_replica::Opening { accept_loss: true, ..Default::default() },
         peers: vec![],
         rules: Regions::parse("test", REGIONS).unwrap().rules().clone(),
+        directory: false,
         cache_bytes: 1 << 20,
         log_keep_ms: 600_000,
         digest_key: DigestKey::default(),

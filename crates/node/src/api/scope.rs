@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use tonic::{Request, Response, Status, async_trait};
-use tropism_placement::{PlacementRecord, ScopeName, ShardId};
-use tropism_replica::RULE_EPOCH;
+use tropism_placement::{PlacementRecord, RULE_EPOCH, ScopeName, ShardId};
 use tropism_storage::keys::after_prefix;
 use tropism_storage::keys::shard_prefix;
 use tropism_storage::rows::{Row, ShardRow, ValueRow};

@@ -502,6 +502,7 @@ fn refused(error: CallError, patch: &str) -> Problem {
     let message = said(&error);
     match error {
         WriteError::NoRule(_) => Problem::failed_precondition(Reason::NoRule, message).at("scope"),
+        WriteError::Dropped(_) => Problem::not_found(Reason::ScopeNotFound, message).at("scope"),
         WriteError::NotHere { scope, region, serving } => not_served(&scope, &region, &serving),
         WriteError::Kind { kind, .. } => {
             Problem::failed_precondition(Reason::KindMismatch, message).with("kind", kind.as_str())

@@ -12,7 +12,7 @@ use crate::frame::FrameBody;
 use crate::limits::{
     SETTLE_US, VERIFICATIONS, VERIFIED_KEYS, VERIFY_CELLS, VERIFY_CHANGES, VERIFY_PATIENCE_US,
 };
-use crate::replica::{Now, Replica, ReplicaError, record_of};
+use crate::replica::{Now, Replica, ReplicaError};
 use crate::sketch::Sketch;
 use crate::transfer::Snapshot;
 
@@ -86,9 +86,7 @@ impl Replica {
                 }
             }
             (None, VerifyAsk::Rows { vector }) => {
-                let held = record_of(&self.identity.rules, &row)
-                    .is_some_and(|record| record.members().any(|region| *region == self.identity.region));
-                if held {
+                if self.shares(&row, from) {
                     self.let_go_of_one(from);
                     self.verifications.asked.push(Asked {
                         peer: from,

@@ -388,6 +388,7 @@ pub(crate) fn identity(now: Now, node: usize, count: usize, settings: Settings) 
         opening: served_at_once(),
         peers: peers.map(|peer| Peer { node: id(peer), region: names[peer].clone() }).collect(),
         rules: regions.rules().clone(),
+        directory: false,
         cache_bytes: 1 << 20,
         log_keep_ms: settings.log_keep_ms,
         digest_key: tropism_replica::DigestKey::default(),

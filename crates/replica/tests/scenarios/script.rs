@@ -245,7 +245,8 @@ impl Stage {
                 let line = match output {
                     Output::Reply { outcome, .. } => Some(answer(outcome)),
                     Output::Event(event) => said_of(&event),
-                    Output::Parked { .. } | Output::Verified { .. } => None, // no step asks for them
+                    // No step asks for them.
+                    Output::Parked { .. } | Output::Verified { .. } | Output::Propose(_) => None,
                     Output::Disconnect { reason, .. } => Some(format!("drops a link: {reason}")),
                     Output::Send { .. } => {
                         self.cluster.nodes[at].outputs.push(output);

@@ -34,7 +34,8 @@ impl Checker for ClosedTimes {
         while let Some((stamp, key)) =
             author.authored.get(looked.changes).filter(|(stamp, _)| *stamp <= closed)
         {
-            let shared = truth.members(&key.shard).any(|member| member == node);
+            // What the author held of a scope that it left came with others, before that.
+            let shared = truth.serves(node, &key.shard) && !truth.is_stranger(peer, &key.shard);
             if shared && !view.counts(key) && !truth.forged.contains(key) {
                 let (name, peer_name) = (truth.name(node), truth.name(peer));
                 let text =

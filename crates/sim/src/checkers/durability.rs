@@ -20,10 +20,12 @@ impl Checker for Durability {
                     return;
                 };
                 let key = LogKey { shard: done.shard, origin, seq };
-                let disks =
-                    truth.members(&done.shard).filter(|node| truth.nodes[*node].ever_had(&key)).count();
+                let author = truth.made.get(&key).map_or(0, |made| made.author);
+                // Who left since it acknowledged had to hand over first; who only comes counts for nothing.
+                let learners = truth.learners_for(author, &done.shard);
+                let has = |node: &usize| truth.nodes[*node].ever_had(&key);
+                let disks = (0..truth.nodes.len()).filter(|n| !learners.contains(n)).filter(has).count();
                 if disks < asked.regions {
-                    let author = truth.made.get(&key).map_or(0, |made| made.author);
                     let text =
                         format!("{key:?} was acknowledged for {} regions, {disks} have it", asked.regions);
                     found.push((vec![author], text));

@@ -127,11 +127,14 @@ pub(crate) enum Shown<'a> {
 /// What a checker found wrong: the nodes involved, and how.
 type Found = Vec<(Vec<usize>, String)>;
 
-/// The shards of a store with their vectors, but for those of which states are staged: readers see them merged.
+/// The shards of a store with their vectors, but for those of which states are staged, which readers see merged, and those
+/// that are being deleted.
 fn merged_shards(store: &Store) -> Vec<(ShardRow, VectorRow)> {
     let staged = store.transfers().unwrap_or_default();
+    let deleting = store.deleting().unwrap_or_default();
     let is_staged = |shard| staged.iter().any(|(id, transfer)| *id == shard && transfer.whole);
-    store.shards().unwrap_or_default().into_iter().filter(|(row, _)| !is_staged(row.id())).collect()
+    let is_shown = |shard| !is_staged(shard) && !deleting.contains(&shard);
+    store.shards().unwrap_or_default().into_iter().filter(|(row, _)| is_shown(row.id())).collect()
 }
 
 /// One promise.
@@ -212,7 +215,11 @@ impl Checkers {
             let mut raised = Vec::new();
             for key in row.changes {
                 let bytes = store.change(&key).ok().flatten();
-                if bytes.is_none() && Some(key.origin) != self.truth.nodes[node].origin {
+                if self.truth.is_stranger(node, &key.shard) {
+                    continue; // it went in the turn in which it came
+                }
+                let own = Some(key.origin) == self.truth.nodes[node].origin;
+                if bytes.is_none() && (!own || self.truth.made.contains_key(&key)) {
                     raised.extend(self.truth.raise(node, commit, key));
                     continue; // together with what comes with it
                 }

@@ -23,7 +23,10 @@ impl Checker for Stability {
                 }
             }
             Fact::Stable { node, key } if !truth.forged.contains(&key) => {
-                for member in truth.members(&key.shard) {
+                if !truth.serves(node, &key.shard) {
+                    return; // it does nothing on the strength of that
+                }
+                for member in truth.served_for(node, &key.shard) {
                     let view = &truth.nodes[member];
                     // Of a store that was lost it is known no sooner than the next meeting.
                     let has = match truth.has_met(node, member) {

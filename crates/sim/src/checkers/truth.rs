@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tropism_crdt::{Change, ExpiryChange, NodeId, Origin, Stamp, Vector};
-use tropism_placement::{PlacementRecord, RegionName, Rules, ScopeName, ShardId};
-use tropism_replica::{RULE_EPOCH, WriteDone, WriteError, WriteOp};
+use tropism_placement::{Membership, PlacementRecord, Records, RegionName, Role, Rules, ScopeName, ShardId};
+use tropism_replica::{WriteDone, WriteError, WriteOp};
 use tropism_storage::LogKey;
 
 /// Everything the checkers share.
@@ -13,7 +13,9 @@ pub(crate) struct Truth {
     pub(crate) nodes: Vec<NodeView>,
     /// Where each node is.
     regions: Vec<RegionName>,
-    rules: Rules,
+    /// What the directory has, and what each node follows.
+    records: Records,
+    follows: Vec<BTreeMap<ScopeName, Membership<RegionName>>>,
     /// Every change that a node made.
     pub(crate) made: BTreeMap<LogKey, Made>,
     /// The changes of a key, in the order in which they were made.
@@ -36,8 +38,10 @@ pub(crate) struct Truth {
     pub(crate) lost: BTreeSet<LogKey>,
     /// `(node, peer)`: the node knows the store that the peer has now.
     met: BTreeSet<(usize, usize)>,
-    /// The nodes that hold a shard.
+    /// The nodes that serve a shard, as the directory has it.
     members: BTreeMap<ShardId, Vec<usize>>,
+    /// Which scope a shard is of.
+    scopes: BTreeMap<ShardId, ScopeName>,
 }
 
 /// A change and what its author had applied of the shard before it.
@@ -150,7 +154,8 @@ impl Truth {
         Self {
             nodes,
             regions,
-            rules,
+            records: Records::new(rules),
+            follows: vec![BTreeMap::new(); count],
             made: BTreeMap::new(),
             of_key: BTreeMap::new(),
             of_ticket: BTreeMap::new(),
@@ -163,6 +168,7 @@ impl Truth {
             lost: BTreeSet::new(),
             met: pairs,
             members: BTreeMap::new(),
+            scopes: BTreeMap::new(),
         }
     }
 
@@ -176,6 +182,94 @@ impl Truth {
         let members = self.members.get(shard);
         let all = if members.is_none() { 0..self.nodes.len() } else { 0..0 };
         members.into_iter().flatten().copied().chain(all)
+    }
+
+    /// The directory decided on a scope.
+    pub(crate) fn decided(&mut self, records: &Records, name: &ScopeName) {
+        if let Some(record) = records.stored(name) {
+            self.records.adopt(record.clone());
+        }
+        let Some(record) = self.records.record(name) else { return };
+        let of: Vec<ShardId> =
+            self.scopes.iter().filter(|(_, scope)| *scope == name).map(|(shard, _)| *shard).collect();
+        for shard in of {
+            self.members.insert(shard, self.nodes_in(&record.serving));
+        }
+    }
+
+    fn nodes_in(&self, regions: &[RegionName]) -> Vec<usize> {
+        (0..self.regions.len()).filter(|node| regions.contains(&self.regions[*node])).collect()
+    }
+
+    /// A node follows these records from its next commit on, or since it started.
+    pub(crate) fn follows(&mut self, node: usize, records: &Records) {
+        let region = self.regions[node].clone();
+        self.follows[node].retain(|name, _| records.stored(name).is_some());
+        for stored in records.all_stored() {
+            let name = &stored.scope.name;
+            let before = self.follows[node].insert(name.clone(), stored.members.clone());
+            if before.as_ref() == Some(&stored.members) {
+                continue;
+            }
+            let of = self.scopes.iter().filter(|(_, scope)| *scope == name).map(|(shard, _)| *shard);
+            let of: Vec<ShardId> = of.collect();
+            let view = &mut self.nodes[node];
+            for shard in of {
+                match stored.members.role(&region) {
+                    // It deletes what it has.
+                    Role::Stranger => {
+                        view.vectors.remove(&shard);
+                        view.stable_vectors.remove(&shard);
+                    }
+                    // From now on it goes by what is stable.
+                    Role::Serving => {
+                        let passed = view.logged[..view.stable].iter().filter(|(_, key)| key.shard == shard);
+                        let passed: Vec<LogKey> = passed.map(|(_, key)| *key).collect();
+                        let vectors = view.vectors.get(&shard).cloned().unwrap_or_default();
+                        let stable = view.stable_vectors.entry(shard).or_default();
+                        let counted = |key: &&LogKey| vectors.includes(&key.origin, key.seq);
+                        passed.iter().filter(counted).for_each(|key| stable.raise(key.origin, key.seq));
+                    }
+                    Role::Learner | Role::Leaving => {}
+                }
+            }
+        }
+    }
+
+    /// Whether a node deletes what it has of a shard, by the record that it follows.
+    pub(crate) fn is_stranger(&self, node: usize, shard: &ShardId) -> bool {
+        let members = self.scopes.get(shard).and_then(|name| self.follows[node].get(name));
+        members.is_some_and(|members| members.role(&self.regions[node]) == Role::Stranger)
+    }
+
+    /// Whether a node serves a shard, by the record that it follows.
+    pub(crate) fn serves(&self, node: usize, shard: &ShardId) -> bool {
+        let name = self.scopes.get(shard);
+        match name.and_then(|name| self.follows[node].get(name)) {
+            Some(members) => members.role(&self.regions[node]) == Role::Serving,
+            None => self.implied_members(shard).contains(&node),
+        }
+    }
+
+    /// The nodes that serve a shard, by the record that a node follows.
+    pub(crate) fn served_for(&self, node: usize, shard: &ShardId) -> Vec<usize> {
+        let name = self.scopes.get(shard);
+        match name.and_then(|name| self.follows[node].get(name)) {
+            Some(members) => self.nodes_in(&members.serving),
+            None => self.implied_members(shard),
+        }
+    }
+
+    /// The nodes that only learn a shard, by the record that a node follows.
+    pub(crate) fn learners_for(&self, node: usize, shard: &ShardId) -> Vec<usize> {
+        let members = self.scopes.get(shard).and_then(|name| self.follows[node].get(name));
+        members.map_or_else(Vec::new, |members| self.nodes_in(&members.learners))
+    }
+
+    fn implied_members(&self, shard: &ShardId) -> Vec<usize> {
+        let name = self.scopes.get(shard);
+        let rule = name.and_then(|name| self.records.rules().find(name));
+        rule.map_or_else(|| (0..self.nodes.len()).collect(), |rule| self.nodes_in(&rule.regions))
     }
 
     /// Whether a node learnt what store its peer has now.
@@ -257,16 +351,16 @@ impl Truth {
 
     /// Reads a change that entered a node's log; says whether the node made it.
     pub(super) fn learn(&mut self, node: usize, key: LogKey, bytes: Option<&Bytes>) -> bool {
-        if Some(key.origin) != self.nodes[node].origin {
-            return false;
+        if Some(key.origin) != self.nodes[node].origin || self.made.contains_key(&key) {
+            return false; // its own may come back to it
         }
         let Some(change) = bytes.and_then(|bytes| Change::decode(bytes).ok()) else { return true };
         let ticket = change.trace.map(|trace| u128::from_be_bytes(trace.trace_id) as u64);
         let saw = self.nodes[node].vectors.get(&key.shard).cloned().unwrap_or_default();
         if let Some(record) = self.record(&change.scope) {
-            let held = |region: &RegionName| record.members().any(|member| member == region);
-            let members = (0..self.regions.len()).filter(|node| held(&self.regions[*node])).collect();
+            let members = self.nodes_in(&record.serving);
             self.members.entry(key.shard).or_insert(members);
+            self.scopes.insert(key.shard, record.scope.name);
         }
         if self.forged.contains(&key) {
             self.spoiled.insert((key.shard, change.key.clone()));
@@ -299,9 +393,11 @@ impl Truth {
 
     /// A node holds the next change for stable. What a hostile peer made up nobody else has to see.
     pub(super) fn hold_stable(&mut self, node: usize, key: LogKey) {
+        let serves = self.serves(node, &key.shard);
         let view = &mut self.nodes[node];
         view.stable += 1;
-        if !self.forged.contains(&key) {
+        let promised = !self.forged.contains(&key);
+        if promised && serves {
             view.stable_vectors.entry(key.shard).or_default().raise(key.origin, key.seq);
         }
     }
@@ -309,7 +405,7 @@ impl Truth {
     /// The record of a scope.
     pub(crate) fn record(&self, scope: &str) -> Option<PlacementRecord> {
         let name = ScopeName::new(scope).ok()?;
-        Some(PlacementRecord::implied(RULE_EPOCH, self.rules.find(&name)?, &name))
+        self.records.record(&name)
     }
 
     pub(super) fn answered(&mut self, ticket: u64, outcome: &Result<WriteDone, WriteError>) {

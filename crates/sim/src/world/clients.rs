@@ -126,7 +126,7 @@ impl World {
     fn begin(&mut self, client: usize, wish: Wish, scope: &ScopeName, key: Option<&str>) {
         let at = self.clients[client].at;
         let Some(record) = self.checkers.truth.record(scope.as_str()) else { return };
-        if !record.serving.contains(&self.nodes[at].region) {
+        if !self.nodes[at].published.as_ref().is_some_and(|published| published.serving.contains(scope)) {
             return self.cover("a scope was asked for where it is not");
         }
         let shards = match key {
@@ -156,6 +156,20 @@ impl World {
 
     /// Answers a client's call, or takes its write, if the node has what the token names.
     fn serve(&mut self, client: usize, first: bool) {
+        let Some(call) = &mut self.clients[client].call else { return };
+        let Some(published) = &self.nodes[call.at].published else { return };
+        let (Wish::Get(scope, _) | Wish::Scan(scope)) = &call.wish else {
+            let Wish::Write(_) = &call.wish else { return };
+            return self.serve_held(client, first);
+        };
+        if !published.serving.contains(scope) {
+            self.clients[client].call = None;
+            return self.cover("a reader found that its scope had left");
+        }
+        self.serve_held(client, first);
+    }
+
+    fn serve_held(&mut self, client: usize, first: bool) {
         let Some(call) = &mut self.clients[client].call else { return };
         let (at, give_up_us) = (call.at, call.give_up_us);
         let Some(published) = &self.nodes[at].published else { return };

@@ -2,6 +2,7 @@
 
 mod background;
 mod clients;
+mod directory;
 mod faults;
 mod hostile;
 mod journal;
@@ -15,12 +16,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use tropism_crdt::NodeId;
-use tropism_placement::ShardId;
+use tropism_placement::{Records, ShardId, StoredRecord};
 use tropism_replica::{Frame, Hello, Input, Now, Output};
 use tropism_storage::VectorRow;
 
 use self::background::Background;
 use self::clients::Client;
+use self::directory::Directory;
 pub(crate) use self::faults::FaultKind;
 use self::faults::Mend;
 use self::journal::Journal;
@@ -63,6 +65,12 @@ enum What {
     Operate,
     /// A client's call has taken too long.
     GiveUp { client: usize, call: u64 },
+    /// A node hears of the directory, in the life in which it was told.
+    Feed { at: usize, life: u64 },
+    /// The directory decides on a record.
+    Decide(Box<StoredRecord>),
+    /// Somebody wants a scope elsewhere.
+    WishMove,
     /// Something breaks.
     Fault,
     /// What a fault broke is whole again.
@@ -90,6 +98,7 @@ struct World {
     /// What an operator asked for and has no answer to, by ticket.
     asked_parked: BTreeMap<u64, operator::Asked>,
     verifier: Verifier,
+    directory: Directory,
     background: Background,
     /// What clients did and saw.
     past: Past,
@@ -150,7 +159,6 @@ impl World {
             network,
             clients,
             checkers: Checkers::new(ids, &config, size.blind),
-            config,
             report: Report::default(),
             journal: Journal::keeping(size.log),
             size,
@@ -159,10 +167,12 @@ impl World {
             forging: Vec::new(),
             asked_parked: BTreeMap::new(),
             verifier: Verifier::new(seed),
+            directory: Directory::new(seed, Records::new(config.rules.clone())),
             background: Background::new(seed),
             past,
             settling: false,
             trace: Trace(0xcbf2_9ce4_8422_2325),
+            config,
         };
         for node in 0..count {
             world.start(node);
@@ -174,6 +184,9 @@ impl World {
         }
         world.schedule(20_000, What::Operate);
         world.schedule(1_000_000, What::Fault);
+        if world.config.moves {
+            world.schedule(1_500_000, What::WishMove);
+        }
         world
     }
 
@@ -265,6 +278,9 @@ impl World {
                 Some(_) if node.is_filling() => return Some(format!("n{n} is filled")),
                 Some(_) => {}
             }
+        }
+        if let Some(why) = self.not_followed() {
+            return Some(why);
         }
         // What had rotted is whole again when everybody has looked at every row and all digests agree.
         if !self.checkers.truth.rotten.is_empty() {
@@ -371,6 +387,9 @@ impl World {
             What::Connect(a, b) => self.connect(a, b),
             What::Operate => self.operate(),
             What::GiveUp { client, call } => self.give_up(client, call),
+            What::Feed { at, life } => self.feed(at, life),
+            What::Decide(record) => self.decide(*record),
+            What::WishMove => self.wish_a_move(),
             What::Fault => self.fault(),
             What::Mend(mend) => self.mend(mend),
         }

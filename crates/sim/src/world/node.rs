@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tropism_crdt::NodeId;
-use tropism_placement::{RegionName, ShardId};
+use tropism_placement::{Kind, RegionName, ScopeName, ShardId};
 use tropism_replica::{
     DigestKey, Event, Hello, Identity, Input, Opening, Output, Peer, Replica, SetAside, Status,
 };
@@ -47,6 +47,8 @@ pub(super) struct Node {
     pub(super) status: Option<Status>,
     settling: Vec<ShardId>,
     open: bool,
+    /// The scopes that it serves, as of the turn that is being synced.
+    serving: Vec<ScopeName>,
     pub(super) turn_at: Option<u64>,
     pub(super) paused: bool,
     pub(super) sync_us: (u64, u64),
@@ -70,6 +72,8 @@ pub(super) struct Published {
     pub(super) settling: Vec<ShardId>,
     /// Whether clients are served.
     pub(super) open: bool,
+    /// And with which scopes.
+    pub(super) serving: Vec<ScopeName>,
 }
 
 struct Backup {
@@ -103,6 +107,7 @@ impl Node {
             met: Vec::new(),
             settling: Vec::new(),
             open: false,
+            serving: Vec::new(),
             syncing: false,
             gathered: false,
             status: None,
@@ -142,6 +147,13 @@ impl Node {
     }
 }
 
+/// The scopes that a node serves.
+fn served(replica: &Replica, scopes: &[(ScopeName, Kind)], region: &RegionName) -> Vec<ScopeName> {
+    let serves =
+        |name: &&ScopeName| replica.record(name).is_some_and(|record| record.serving.contains(region));
+    scopes.iter().map(|(name, _)| name).filter(serves).cloned().collect()
+}
+
 impl World {
     pub(super) fn start(&mut self, at: usize) {
         let identity = Identity {
@@ -157,6 +169,7 @@ impl World {
                 .map(|node| Peer { node: node.id, region: node.region.clone() })
                 .collect(),
             rules: self.config.rules.clone(),
+            directory: true,
             opening: self.nodes[at].opening.clone(),
             digest_key: DigestKey(*b"of the simulator"),
             cache_bytes: self.config.cache_bytes,
@@ -191,12 +204,14 @@ impl World {
                 );
             }
         };
+        self.checkers.truth.follows(at, replica.records());
         self.checkers.opened(at, found, &store, replica.origin());
         self.journal.note(self.now_us, at, || format!("starts as {} from commit {found}", replica.origin()));
         let (head, stable_commit) = (store.head().commit, replica.stable_commit());
         let (snapshot, settling) = (store.snapshot(), replica.settling());
         let open = replica.rebuild_status(now).is_none();
-        node.published = Some(Published { snapshot, head, stable_commit, settling, open });
+        let serving = served(&replica, &self.config.scopes, &node.region);
+        node.published = Some(Published { snapshot, head, stable_commit, settling, open, serving });
         node.running = Some((store, replica));
         node.life += 1;
         node.syncing = false;
@@ -209,6 +224,7 @@ impl World {
         node.met.clear();
         node.linked.clear();
         node.turn_at = None;
+        self.will_hear(at);
         self.wake(at, 0);
     }
 
@@ -402,6 +418,8 @@ impl World {
         node.status = Some(replica.status(now));
         node.settling = replica.settling();
         node.open = replica.rebuild_status(now).is_none();
+        node.serving = served(replica, &self.config.scopes, &node.region);
+        self.checkers.truth.follows(at, replica.records());
         // What this turn's status says is said in the knowledge of whom it met.
         let met = std::mem::take(&mut node.met);
         for peer in met {
@@ -481,7 +499,8 @@ impl World {
         let Some(status) = node.status.take() else { return };
         let (head, stable_commit) = (store.head().commit, status.stable_commit);
         let (snapshot, settling) = (store.snapshot(), std::mem::take(&mut node.settling));
-        node.published = Some(Published { snapshot, head, stable_commit, settling, open: node.open });
+        let (open, serving) = (node.open, std::mem::take(&mut node.serving));
+        node.published = Some(Published { snapshot, head, stable_commit, settling, open, serving });
         let view = &self.checkers.truth.nodes[at];
         if node.backup.is_none() && node.old_copy.is_none() && self.rng.chance(2) {
             let (disk, view) = (node.disk.copy(), view.clone());
@@ -523,6 +542,7 @@ impl World {
             Output::Parked { ticket, outcome } => self.looked_after(at, ticket, outcome),
             Output::Verified { ticket, outcome } => self.was_verified(at, ticket, outcome),
             Output::Send { to, frame } => self.send(at, to, frame),
+            Output::Propose(record) => self.propose(*record),
             Output::Disconnect { peer, .. } => {
                 let Some(peer) = self.number(peer) else { return };
                 self.cover("a silent link was dropped");
@@ -616,6 +636,9 @@ impl World {
                     RebuildCause::SetAside { .. } => "a store that was set aside was filled by the peers",
                 }
             }
+            Event::Adopted { .. } => "a record was adopted",
+            Event::MoveGivenUp { .. } => "a move was given up",
+            Event::Deleted { .. } => "a shard that moved away was deleted",
             Event::Short { by, reason } => return self.short(at, by, &reason),
         };
         self.cover(what);

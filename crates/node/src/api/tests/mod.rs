@@ -113,6 +113,7 @@ impl World {
             opening: Opening { accept_loss: true, ..Opening::default() },
             peers: peers.clone(),
             rules: regions.rules().clone(),
+            directory: false,
             cache_bytes: 64 << 20,
             log_keep_ms: 600_000,
             digest_key: tropism_replica::DigestKey::default(),

@@ -1,0 +1,128 @@
+//! The directory as a model: a register that compares and sets, and tells every node late, early, twice, or not for long.
+
+use tropism_placement::{Records, RegionName, ScopeName, StoredRecord};
+use tropism_replica::Input;
+
+use super::{What, World};
+use crate::rng::Rng;
+
+/// The fewest regions that a scope is sent to: what one disk alone has is lost with it.
+const LEAST_REGIONS: usize = 2;
+
+/// What was decided, and how it reaches the nodes.
+pub(super) struct Directory {
+    pub(super) records: Records,
+    rng: Rng,
+    /// Until when nobody can decide anything, us.
+    down_until_us: u64,
+}
+
+impl Directory {
+    pub(super) fn new(seed: u64, records: Records) -> Self {
+        // A draw of its own, so that worlds without moves are what they were.
+        Self { records, rng: Rng::new(seed ^ 0x006d_6f76_6573), down_until_us: 0 }
+    }
+}
+
+impl World {
+    /// A node started: some time later it hears what the directory has.
+    pub(super) fn will_hear(&mut self, at: usize) {
+        let in_us = if self.config.moves { self.directory.rng.between(0, 400_000) } else { 0 };
+        let life = self.nodes[at].life;
+        self.schedule(in_us, What::Feed { at, life });
+    }
+
+    /// A node hears everything that the directory has.
+    pub(super) fn feed(&mut self, at: usize, life: u64) {
+        if self.nodes[at].life != life {
+            return; // it hears it when it starts
+        }
+        let records: Vec<StoredRecord> = self.directory.records.all_stored().cloned().collect();
+        self.input(at, Input::Records { records, all: true });
+    }
+
+    /// A steward proposes: it takes a while to be decided, and may never be.
+    pub(super) fn propose(&mut self, record: StoredRecord) {
+        let rng = &mut self.directory.rng;
+        if rng.chance(5) && !self.settling {
+            return self.cover("a proposal hung");
+        }
+        let most = if rng.chance(10) { 5_000_000 } else { 200_000 };
+        let in_us = rng.between(1_000, most);
+        self.schedule(in_us, What::Decide(Box::new(record)));
+    }
+
+    pub(super) fn decide(&mut self, record: StoredRecord) {
+        let name = record.scope.name.clone();
+        if self.directory.down_until_us > self.now_us && !self.settling {
+            return self.cover("the directory was down");
+        }
+        if record.epoch() != self.directory.records.epoch(&name) + 1 {
+            return self.cover("a proposal came too late");
+        }
+        let members = &record.members;
+        let what = match (members.learners.is_empty(), members.leaving.is_empty()) {
+            _ if record.goal.is_none() && members.is_stable() => "a scope is where it shall be",
+            (false, _) => "a scope is to expand",
+            (_, false) => "a scope is to shrink",
+            (true, true) => "a scope is on its way",
+        };
+        self.journal.note(self.now_us, 0, || format!("the directory decides {record:?}"));
+        self.directory.records.adopt(record);
+        self.checkers.truth.decided(&self.directory.records, &name);
+        self.cover(what);
+        for at in 0..self.nodes.len() {
+            let rng = &mut self.directory.rng;
+            let late = rng.chance(5) && !self.settling;
+            let in_us = rng.between(1_000, if late { 20_000_000 } else { 600_000 });
+            let life = self.nodes[at].life;
+            self.schedule(in_us, What::Feed { at, life });
+        }
+    }
+
+    /// Somebody wants a scope elsewhere.
+    pub(super) fn wish_a_move(&mut self) {
+        if self.settling || !self.config.moves {
+            return;
+        }
+        let rng = &mut self.directory.rng;
+        let pause = rng.between(300_000, 6_000_000);
+        let down = rng.chance(5).then(|| rng.between(100_000, 10_000_000));
+        if let Some(down) = down {
+            self.directory.down_until_us = self.now_us + down;
+        }
+        self.schedule(pause, What::WishMove);
+        let scope: ScopeName = self.directory.rng.pick(&self.config.scopes).0.clone();
+        let Some(record) = self.directory.records.record(&scope) else { return };
+        let stored =
+            self.directory.records.stored(&scope).cloned().unwrap_or_else(|| StoredRecord::of(&record));
+        let rng = &mut self.directory.rng;
+        let mut goal: Vec<RegionName> = self.config.regions.clone();
+        let least = LEAST_REGIONS.min(goal.len());
+        while goal.len() > least && rng.chance(65) {
+            goal.swap_remove(rng.index(goal.len()));
+        }
+        // Now and then what is under way is called off.
+        let goal = if rng.chance(10) { None } else { Some(goal) };
+        self.decide(stored.bound_for(goal));
+    }
+
+    /// What of the directory's records is not followed yet, if anything.
+    pub(super) fn not_followed(&self) -> Option<String> {
+        for record in self.directory.records.all_stored() {
+            let name = &record.scope.name;
+            if record.goal.is_some() || !record.members.is_stable() {
+                return Some(format!("{name} is on its way: {record:?}"));
+            }
+            for (n, node) in self.nodes.iter().enumerate() {
+                let Some((_, replica)) = &node.running else { continue };
+                if replica.records().epoch(name) != record.epoch() {
+                    return Some(format!("n{n} has not heard of epoch {} of {name}", record.epoch()));
+                }
+            }
+        }
+        let deletes =
+            |node: &super::Node| node.running.as_ref().is_some_and(|(_, replica)| replica.deleting() > 0);
+        self.nodes.iter().position(deletes).map(|n| format!("n{n} deletes what it does not hold any more"))
+    }
+}
