@@ -85,7 +85,7 @@ impl Replica {
                 continue;
             };
             let deleted = self.delete_some(store, *space, shard, left)?;
-            left -= deleted;
+            left = left.saturating_sub(deleted); // a page may bring more, of the open batch
             if left > 0 {
                 self.moves.deleting.shards.insert(shard, at + 1);
             }

@@ -211,6 +211,9 @@ impl Link {
             session.told.retain(|(of, _), _| *of != shard);
             session.suspects.forget(shard);
             session.giving.retain(|giving| !giving.is_of(shard));
+            if let Some(owes) = &mut session.owes {
+                owes.forget(shard);
+            }
         }
     }
 

@@ -187,6 +187,7 @@ impl Replica {
                         self.shards.forget(store, id, before)?;
                         self.let_go(id);
                         self.moves.deleting.begin(now, store, id);
+                        self.event(Event::Left { shard: id });
                     }
                 }
             }

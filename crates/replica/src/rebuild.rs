@@ -87,7 +87,7 @@ pub struct RebuildStatus {
     pub waits_for: Vec<NodeId>,
     /// Peers that were not met yet.
     pub away: Vec<NodeId>,
-    /// Rules for whose scopes a member is waited for that is whole itself.
+    /// Rules, and scopes that do not follow theirs, for which a member is waited for that is whole itself.
     pub unvouched: Vec<String>,
     /// Whether peers have given everything, and the changes of the store that was set aside are to come.
     pub salvages: bool,
@@ -241,18 +241,25 @@ impl Replica {
             && (givers.len() == self.links.len() || first_met_us + REBUILD_ANSWERS_US <= now.mono_us)
     }
 
-    /// Rules whose scopes are held here and elsewhere, and of which no member vouches for what there is.
+    /// Rules whose scopes are held here and elsewhere, and scopes with a record of their own that are, of which no member
+    /// vouches for what there is.
     fn unvouched(&self, rebuild: &Rebuild) -> impl Iterator<Item = &str> {
         let own = &self.identity.region;
         let vouch = rebuild.givers.iter().filter(|(_, giver)| rebuild.vouches(giver));
         let regions: BTreeSet<&RegionName> =
             vouch.filter_map(|(peer, _)| Some(self.links.get(peer)?.region())).collect();
         let others: BTreeSet<&RegionName> = self.links.values().map(Link::region).collect();
-        self.identity.rules.iter().filter_map(move |rule| {
-            let shared = rule.regions.iter().any(|region| region != own && others.contains(region));
-            let held = shared && rule.regions.contains(own);
-            let vouched = rule.regions.iter().any(|region| regions.contains(region));
-            (held && !vouched).then(|| &*rule.name)
+        let rules = self.identity.rules.iter().map(|rule| (&*rule.name, &rule.regions, &[][..]));
+        let scopes = self.records.all_stored().map(|record| {
+            let members = &record.members;
+            (record.scope.name.as_str(), &members.serving, &members.leaving[..])
+        });
+        rules.chain(scopes).filter_map(move |(name, serving, leaving)| {
+            let all = || serving.iter().chain(leaving);
+            let shared = all().any(|region| region != own && others.contains(region));
+            let held = shared && all().any(|region| region == own);
+            let vouched = all().any(|region| regions.contains(region));
+            (held && !vouched).then_some(name)
         })
     }
 

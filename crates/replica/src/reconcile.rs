@@ -42,6 +42,15 @@ pub(crate) struct Owes {
     pub(crate) due_us: u64,
 }
 
+impl Owes {
+    /// Nothing of a shard is owed any more.
+    pub(crate) fn forget(&mut self, shard: ShardId) {
+        if self.page.remove(&shard).is_some() && self.page.is_empty() {
+            self.due_us = 0; // the next page at once
+        }
+    }
+}
+
 impl Suspects {
     pub(crate) fn next_due(&self) -> Option<u64> {
         self.due.values().map(|suspect| suspect.due_us).min()

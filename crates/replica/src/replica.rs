@@ -290,7 +290,12 @@ pub enum Event {
         /// Epoch of the record that is given up.
         epoch: u64,
     },
-    /// A shard that this node is no member of any more is deleted.
+    /// A shard is not held any more: its rows are being deleted.
+    Left {
+        /// Which.
+        shard: ShardId,
+    },
+    /// All its rows are.
     Deleted {
         /// Which.
         shard: ShardId,

@@ -64,9 +64,6 @@ impl Config {
                 .filter(|kind| hostile || *kind != FaultKind::Hostile)
                 .collect();
         }
-        // What rotted or was forged stays with the only member that has it, if the others leave.
-        let breaks = |kind: &FaultKind| matches!(kind, FaultKind::BitRot | FaultKind::Hostile);
-        let moves = count > 2 && rng.chance(50) && !menu.iter().any(breaks);
         Self {
             rules,
             regions,
@@ -81,9 +78,18 @@ impl Config {
             part_bytes: *rng.pick(&[150, 2_000, 200_000]),
             settle_keys: *rng.pick(&[1, 3, 64]),
             sync_us: (50, *rng.pick(&[300, 3_000, 40_000])),
-            moves,
+            moves: false,
             menu,
         }
+    }
+}
+
+impl Config {
+    /// Lets scopes move in half of the worlds where they can. Drawn apart, so that a seed's world is otherwise the same.
+    pub(crate) fn draw_moves(&mut self, rng: &mut Rng) {
+        // What rotted or was forged stays with the only member that has it, if the others leave.
+        let breaks = |kind: &FaultKind| matches!(kind, FaultKind::BitRot | FaultKind::Hostile);
+        self.moves = self.regions.len() > 2 && rng.chance(70) && !self.menu.iter().any(breaks);
     }
 }
 

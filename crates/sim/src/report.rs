@@ -21,6 +21,8 @@ pub struct Size {
     /// Keep what clients did, for [`Report::history`]: they then only put, add and get, send nothing twice, and no disk rots
     /// or is lost, no clock jumps and no peer lies.
     pub history: bool,
+    /// Whether scopes may move; without, a world is what it was before they could.
+    pub moves: bool,
 }
 
 /// Ways in which a driver breaks the replica's contract, each against one promise.
@@ -81,7 +83,15 @@ impl Sabotage {
 
 impl Default for Size {
     fn default() -> Self {
-        Self { operations: 2_200, faults: 36, sabotage: None, blind: None, log: 0, history: false }
+        Self {
+            operations: 2_200,
+            faults: 36,
+            sabotage: None,
+            blind: None,
+            log: 0,
+            history: false,
+            moves: true,
+        }
     }
 }
 

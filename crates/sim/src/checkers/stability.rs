@@ -16,9 +16,11 @@ impl Checker for Stability {
             {
                 let Some(made) = truth.made.get(&key) else { return };
                 let stable = truth.nodes[node].stable_vectors.get(&key.shard);
-                if stable.is_some_and(|stable| !made.saw.dominates(stable)) {
+                if let Some(stable) = stable.filter(|stable| !made.saw.dominates(stable)) {
+                    let unseen = stable.risen_since(&made.saw);
                     let name = truth.name(node);
-                    let text = format!("{name}: {key:?} arrived without having seen what was stable");
+                    let text =
+                        format!("{name}: {key:?} arrived without having seen what was stable: {unseen:?}");
                     found.push((vec![node, made.author], text));
                 }
             }

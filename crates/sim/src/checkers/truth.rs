@@ -216,11 +216,6 @@ impl Truth {
             let view = &mut self.nodes[node];
             for shard in of {
                 match stored.members.role(&region) {
-                    // It deletes what it has.
-                    Role::Stranger => {
-                        view.vectors.remove(&shard);
-                        view.stable_vectors.remove(&shard);
-                    }
                     // From now on it goes by what is stable.
                     Role::Serving => {
                         let passed = view.logged[..view.stable].iter().filter(|(_, key)| key.shard == shard);
@@ -230,10 +225,20 @@ impl Truth {
                         let counted = |key: &&LogKey| vectors.includes(&key.origin, key.seq);
                         passed.iter().filter(counted).for_each(|key| stable.raise(key.origin, key.seq));
                     }
-                    Role::Learner | Role::Leaving => {}
+                    Role::Learner | Role::Leaving | Role::Stranger => {}
                 }
             }
         }
+    }
+
+    /// A node does not hold a shard any more: what it had of it counts for nothing from its next commit on.
+    pub(crate) fn left(&mut self, node: usize, shard: ShardId) {
+        let view = &mut self.nodes[node];
+        view.vectors.remove(&shard);
+        view.stable_vectors.remove(&shard);
+        let passed = view.logged[..view.stable].iter().filter(|(_, key)| key.shard == shard);
+        view.stable -= passed.count();
+        view.logged.retain(|(_, key)| key.shard != shard);
     }
 
     /// Whether a node deletes what it has of a shard, by the record that it follows.

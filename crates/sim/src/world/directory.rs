@@ -27,7 +27,10 @@ impl Directory {
 impl World {
     /// A node started: some time later it hears what the directory has.
     pub(super) fn will_hear(&mut self, at: usize) {
-        let in_us = if self.config.moves { self.directory.rng.between(0, 400_000) } else { 0 };
+        if !self.config.moves {
+            return;
+        }
+        let in_us = self.directory.rng.between(0, 400_000);
         let life = self.nodes[at].life;
         self.schedule(in_us, What::Feed { at, life });
     }

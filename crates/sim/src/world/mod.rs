@@ -122,6 +122,9 @@ impl World {
     fn new(seed: u64, size: Size) -> Self {
         let mut rng = Rng::new(seed);
         let mut config = Config::draw(&mut rng);
+        if size.moves && !size.history {
+            config.draw_moves(&mut Rng::new(seed ^ 0x7769_7368));
+        }
         if size.history {
             // Left out is what no promise covers that a client could hold somebody to: what one disk alone had that is lost,
             // rows that cannot be read, what nobody wrote, and lives that end.

@@ -169,7 +169,7 @@ impl World {
                 .map(|node| Peer { node: node.id, region: node.region.clone() })
                 .collect(),
             rules: self.config.rules.clone(),
-            directory: true,
+            directory: self.config.moves,
             opening: self.nodes[at].opening.clone(),
             digest_key: DigestKey(*b"of the simulator"),
             cache_bytes: self.config.cache_bytes,
@@ -440,6 +440,9 @@ impl World {
         }
         let mut outputs = Vec::new();
         while let Some(output) = replica.poll_output() {
+            if let Output::Event(Event::Left { shard }) = output {
+                self.checkers.truth.left(at, shard);
+            }
             outputs.push(output);
         }
         self.checkers.committed(at, store, replica.stable_commit());
@@ -638,6 +641,7 @@ impl World {
             }
             Event::Adopted { .. } => "a record was adopted",
             Event::MoveGivenUp { .. } => "a move was given up",
+            Event::Left { .. } => "a shard was left",
             Event::Deleted { .. } => "a shard that moved away was deleted",
             Event::Short { by, reason } => return self.short(at, by, &reason),
         };

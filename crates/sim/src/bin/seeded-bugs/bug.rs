@@ -119,7 +119,7 @@ mod tests {
         assert!(bugs.len() >= LEAST, "{} bugs", bugs.len());
         let mut seen = BTreeSet::new();
         for bug in &bugs {
-            let below = ["crdt", "storage", "replica"].map(|name| format!("crates/{name}/src/"));
+            let below = ["crdt", "placement", "storage", "replica"].map(|name| format!("crates/{name}/src/"));
             assert!(below.iter().any(|path| bug.file.starts_with(path)), "{}: {}", bug.name, bug.file);
             let patched = bug.patch(&fs::read_to_string(root().join(&bug.file)).unwrap()).unwrap();
             assert!(seen.insert(&bug.title), "two bugs are called {:?}", bug.title);
