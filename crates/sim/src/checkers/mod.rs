@@ -215,7 +215,8 @@ impl Checkers {
             let mut raised = Vec::new();
             for key in row.changes {
                 let bytes = store.change(&key).ok().flatten();
-                if self.truth.is_stranger(node, &key.shard) {
+                let left = self.truth.left.contains(&(node, key.shard));
+                if left && !store.vector(key.shard).is_ok_and(|v| v.includes(&key.origin, key.seq)) {
                     continue; // it went in the turn in which it came
                 }
                 let own = Some(key.origin) == self.truth.nodes[node].origin;
@@ -230,6 +231,7 @@ impl Checkers {
             }
             self.see_raised(node, &mut raised);
         }
+        self.truth.left.retain(|(of, _)| *of != node);
         self.truth.nodes[node].committed(head);
         self.see(Fact::Committed { node, store });
         while let Some(key) = self.truth.nodes[node].next_stable(stable_commit) {

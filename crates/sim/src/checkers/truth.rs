@@ -40,6 +40,8 @@ pub(crate) struct Truth {
     met: BTreeSet<(usize, usize)>,
     /// The nodes that serve a shard, as the directory has it.
     members: BTreeMap<ShardId, Vec<usize>>,
+    /// Shards that a node left since its last commit.
+    pub(super) left: BTreeSet<(usize, ShardId)>,
     /// Which scope a shard is of.
     scopes: BTreeMap<ShardId, ScopeName>,
 }
@@ -168,6 +170,7 @@ impl Truth {
             lost: BTreeSet::new(),
             met: pairs,
             members: BTreeMap::new(),
+            left: BTreeSet::new(),
             scopes: BTreeMap::new(),
         }
     }
@@ -233,6 +236,7 @@ impl Truth {
 
     /// A node does not hold a shard any more: what it had of it counts for nothing from its next commit on.
     pub(crate) fn left(&mut self, node: usize, shard: ShardId) {
+        self.left.insert((node, shard));
         let view = &mut self.nodes[node];
         view.vectors.remove(&shard);
         view.stable_vectors.remove(&shard);
