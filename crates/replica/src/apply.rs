@@ -101,6 +101,13 @@ impl Pending {
         self.asked.retain(|(peer, ..), _| *peer != of);
     }
 
+    /// Forgets what waits of the changes that a node made.
+    pub(crate) fn forget_made_by(&mut self, node: NodeId) {
+        let keys: Vec<_> =
+            self.changes.keys().filter(|(_, origin, _)| origin.node == node).copied().collect();
+        keys.iter().for_each(|key| drop(self.remove(key)));
+    }
+
     /// Forgets what waits of a shard.
     pub(crate) fn forget_shard(&mut self, shard: ShardId) {
         let keys: Vec<_> = self.of_shard(shard).map(|(key, _)| *key).collect();

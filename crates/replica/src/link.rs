@@ -404,7 +404,8 @@ impl Replica {
             self.event(event);
             return;
         }
-        if link.row.store_id != hello.store_id {
+        let another = link.row.store_id != hello.store_id;
+        if another {
             let replaced = link.row.store_id != 0 || link.row.replaced;
             link.row = PeerRow { store_id: hello.store_id, cursor: 0, seen: Seen::default(), replaced };
             link.row_dirty = true;
@@ -416,6 +417,11 @@ impl Replica {
             }
         }
         self.rebuild_met(now, store, &hello);
+        if another {
+            // What it waits for may come back out of the store that is gone, long after others hold for stable what it has
+            // not seen. Of what nobody applied nobody may be the one who has it.
+            self.pending.forget_made_by(hello.node);
+        }
         self.pending.forget_asked(hello.node);
         let Some(link) = self.links.get_mut(&hello.node) else { return };
         link.row.cursor = link.row.cursor.min(head.commit);

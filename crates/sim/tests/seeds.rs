@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 15] = [
+const FAILED: [(u64, &str); 16] = [
+    (
+        30_159,
+        "what waited of a lost store's changes came alive when salvage brought those before: unseen by what was stable",
+    ),
     (
         2_000_373,
         "shards were asked for again every three seconds while their parts waited behind those of the questions before",
