@@ -315,7 +315,8 @@ regions = ["a"]
         let name = ScopeName::new("x").unwrap();
         let good = StoredRecord::of(&records().record(&name).unwrap()).held(Hold::Pinned);
         assert_eq!(good.check(), Ok(()));
-        let spoil: [(&str, fn(&mut StoredRecord)); 6] = [
+        type Spoil = fn(&mut StoredRecord);
+        let spoil: [(&str, Spoil); 6] = [
             ("epoch", |r| r.members.epoch = 1),
             ("shards", |r| r.spread = 0),
             ("twice", |r| r.members.leaving = r.members.serving.clone()),
