@@ -1,6 +1,6 @@
 //! What an operator does about parked keys.
 
-use tropism_placement::ScopeName;
+use tropism_placement::{ScopeName, StoredRecord};
 
 use super::*;
 use tropism_replica::{ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
@@ -369,4 +369,31 @@ fn foreign_change(key: &str, json: &str) -> Change {
         expiry: ExpiryChange::Keep,
         body: Body::Document { change: raw.into() },
     }
+}
+
+#[test]
+fn a_parked_key_of_a_scope_that_left_is_not_found_while_its_rows_go() {
+    let mut pair = Pair::linked();
+    pair.write(0, write("docs", "d", document("{}"))).unwrap();
+    pair.wait_ms(100);
+    pair.write_damaged(0, "d", r#"{"a":1}"#);
+    pair.wait_ms(100);
+    assert!(pair.glance(1, "docs", "d").is_some());
+    let scope = ScopeName::new("docs").unwrap();
+    let now = pair.now_of(1);
+    let Node { replica, store, outputs, .. } = &mut pair.nodes[1];
+    let record = replica.record(&scope).unwrap();
+    let mut moved = StoredRecord::of(&record).bound_for(None);
+    moved.members.serving.truncate(1); // the other node's region
+    replica.handle(now, store, Input::Records { records: vec![moved], all: true }).unwrap();
+    for op in [ParkedOp::Show, ParkedOp::Retry(None), ParkedOp::Drop(None)] {
+        let call = ParkedCall { scope: scope.clone(), key: "d".into(), op };
+        replica.handle(now, store, Input::Parked { ticket: 99, call: Box::new(call) }).unwrap();
+    }
+    outputs.extend(std::iter::from_fn(|| replica.poll_output()));
+    let answers = outputs.iter().filter_map(|output| match output {
+        Output::Parked { outcome, .. } => Some(outcome.clone()),
+        _ => None,
+    });
+    assert_eq!(answers.collect::<Vec<_>>(), vec![Err(ParkedError::NotFound); 3]);
 }
