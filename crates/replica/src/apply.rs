@@ -422,7 +422,8 @@ impl Replica {
         if record.shard(&change.key).1 != id {
             return Err(unsound(format!("a key that belongs to another shard of {}", row.scope)));
         }
-        if self.held(&row).is_none() {
+        let member = record.members().any(|region| *region == self.identity.region);
+        if !member || self.moves.deleting.contains(&id) {
             return Err(Refusal::NotMember(id, record.epoch));
         }
         let fits = match &change.body {

@@ -76,7 +76,6 @@ pub use frame::{
     Inspected, MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
 };
 pub use link::{LinkCounts, LinkStatus};
-pub use moves::MoveStatus;
 pub use parked::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 pub use rebuild::{Opening, RebuildStatus, Salvaged, SetAside};
 pub use replica::{

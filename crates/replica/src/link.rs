@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tropism_crdt::{NodeId, Origin, Stamp};
-use tropism_placement::{PlacementRecord, RegionName, ShardId};
+use tropism_placement::{RegionName, ShardId};
 use tropism_storage::rows::Seen;
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
@@ -20,6 +20,7 @@ use crate::limits::{
     BATCH_LINGER_US, COMPARE_US, DEAD_US, FRAME_BYTES, HEARTBEAT_US, OUTSTANDING_CHANGES, RESEND_US,
     SILENT_US, WALKED_CHANGES, WALKED_US,
 };
+use crate::moves::held_by;
 use crate::outstanding::Outstanding;
 use crate::rebuild::Rebuild;
 use crate::recent::Logged;
@@ -199,9 +200,9 @@ impl Link {
         self.is_up() || self.down_since_us + DEAD_US > now.mono_us
     }
 
-    /// Whether the peer was heard within so many us.
-    pub(crate) fn hears(&self, now: Now, within_us: u64) -> bool {
-        self.session.as_ref().is_some_and(|session| session.last_heard_us + within_us > now.mono_us)
+    /// Whether a connection stands and the peer is not silent.
+    pub(crate) fn hears(&self, now: Now) -> bool {
+        self.session.as_ref().is_some_and(|session| session.last_heard_us + SILENT_US > now.mono_us)
     }
 
     /// Nothing of a shard goes to the peer or is wanted of it any more.
@@ -672,12 +673,8 @@ impl Replica {
     /// Lets every link send what it can.
     pub(crate) fn pump_links(&mut self, now: Now, store: &Store) -> Result<(), ReplicaError> {
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
-        let hears: Vec<NodeId> = self
-            .links
-            .values()
-            .filter(|link| link.session.as_ref().is_some_and(|s| s.last_heard_us + SILENT_US > now.mono_us))
-            .map(|link| link.peer.node)
-            .collect();
+        let hears: Vec<NodeId> =
+            self.links.values().filter(|link| link.hears(now)).map(|link| link.peer.node).collect();
         for peer in peers {
             let Some(session) = self.links.get(&peer).and_then(|link| link.session.as_ref()) else {
                 continue;
@@ -785,15 +782,10 @@ impl Replica {
                     (None, _) => {
                         // After a start nothing is in memory: who holds it follows from what it is.
                         let row = store.shard(shard)?;
-                        let shared = row.is_some_and(|row| {
-                            let record = self.records.record_of(&row.scope, row.kind, row.index);
-                            let held = |r: &PlacementRecord| {
-                                r.members().any(|member| *member == self.identity.region)
-                                    && r.members().any(|member| *member == region)
-                            };
-                            record.is_some_and(|record| held(&record))
-                                && !self.moves.deleting.contains(&shard)
+                        let held = row.and_then(|row| {
+                            held_by(&self.records, &self.moves.deleting, &self.identity.region, &row)
                         });
+                        let shared = held.is_some_and(|r| r.members().any(|member| *member == region));
                         known = Some((shard, shared));
                         shared
                     }

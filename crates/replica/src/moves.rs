@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tropism_crdt::{NodeId, Vector};
 use tropism_placement::{
-    EXPAND_PATIENCE_MS, Held, Membership, Owner, PlacementRecord, RegionName, Role, ScopeName, ShardId,
-    StoredRecord, Told, give_up, next_membership,
+    EXPAND_PATIENCE_MS, Held, Membership, Owner, PlacementRecord, Records, RegionName, Role, ScopeName,
+    ShardId, StoredRecord, Told, Wait, give_up, next_membership,
 };
-use tropism_storage::{NodeKey, Reads, Space, Store};
+use tropism_storage::{NodeKey, Reads, ShardRow, Space, Store};
 
 use crate::deleting::Deleting;
 use crate::frame::{AskHeld, FrameBody, HeldAnswer, ShardState, Vectors};
-use crate::limits::{MOVE_ASK_US, MOVE_PROPOSE_US, MOVES_AT_ONCE, SILENT_US, VECTORS_PER_FRAME};
+use crate::limits::{MOVE_ASK_US, MOVE_PROPOSE_US, MOVES_AT_ONCE, VECTORS_PER_FRAME};
 use crate::replica::{Event, Now, Output, Replica, ReplicaError};
 
 /// What this node does about records that change.
@@ -58,7 +58,6 @@ struct Stewarded {
 struct Heard {
     /// With another store it has told nothing yet.
     store_id: u128,
-    epoch: u64,
     /// In answer to which question.
     round: u64,
     held: HeldShards,
@@ -83,17 +82,6 @@ impl HeldShards {
     }
 }
 
-/// How a scope's way is, for who wants to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MoveStatus {
-    /// The scope.
-    pub scope: ScopeName,
-    /// Epoch of its record.
-    pub epoch: u64,
-    /// What the next record waits for; `None`: it was proposed.
-    pub waits_for: Option<String>,
-}
-
 impl Moves {
     /// When the steward acts next.
     pub(crate) fn next_deadline(&self, now: Now) -> Option<u64> {
@@ -115,10 +103,8 @@ impl Moves {
 
 impl Replica {
     /// The record of a shard that this node is a member for and keeps.
-    pub(crate) fn held(&self, row: &tropism_storage::ShardRow) -> Option<PlacementRecord> {
-        let record = self.records.record_of(&row.scope, row.kind, row.index)?;
-        let member = record.members().any(|region| *region == self.identity.region);
-        (member && !self.moves.deleting.is_under_way(row)).then_some(record)
+    pub(crate) fn held(&self, row: &ShardRow) -> Option<PlacementRecord> {
+        held_by(&self.records, &self.moves.deleting, &self.identity.region, row)
     }
 
     /// The directory's records come; `all`: with those that came before they are all that it had at some time after this
@@ -148,7 +134,7 @@ impl Replica {
             self.records.adopt(record);
             let after = self.records.record(&name);
             if let Some(before) = before {
-                self.remember(now, store, &before, after.as_ref())?;
+                self.follow(now, store, &before, after.as_ref())?;
             }
             self.event(Event::Adopted { scope: name, epoch });
         }
@@ -157,7 +143,7 @@ impl Replica {
     }
 
     /// A record changed: what the shards of the scope are counted for, who lacks what of them, and whether they stay.
-    fn remember(
+    fn follow(
         &mut self,
         now: Now,
         store: &mut Store,
@@ -197,11 +183,7 @@ impl Replica {
                 }
             }
             rows.extend(known.or_else(|| {
-                joins.then(|| tropism_storage::ShardRow {
-                    scope: before.scope.clone(),
-                    index,
-                    kind: before.kind,
-                })
+                joins.then(|| ShardRow { scope: before.scope.clone(), index, kind: before.kind })
             }));
         }
         if stays.is_some() {
@@ -246,7 +228,7 @@ impl Replica {
                 if owner == self.identity.node {
                     return true;
                 }
-                if self.links.get(&owner).is_some_and(|link| link.hears(now, SILENT_US)) {
+                if self.links.get(&owner).is_some_and(|link| link.hears(now)) {
                     return false;
                 }
             }
@@ -309,16 +291,17 @@ impl Replica {
             Some(link) => link.row().store_id == heard.store_id,
             None => *owner == self.identity.node,
         });
-        if let Some(held) = self.own_held(store, &name, epoch)? {
-            let heard = Heard { store_id: self.store_id, epoch, round, held };
+        let own = self.own_held(store, &name, epoch)?;
+        if let Some(held) = own.clone() {
+            let heard = Heard { store_id: self.store_id, round, held };
             hear(&mut state, &record, &self.identity.region, self.identity.node, heard);
         }
         let adopted = |state: &Stewarded| owners.iter().all(|(owner, _)| state.told.contains_key(owner));
         if state.since_all.is_none() && adopted(&state) {
             state.since_all = Some(state.round);
             state.told.clear();
-            if let Some(held) = self.own_held(store, &name, epoch)? {
-                let heard = Heard { store_id: self.store_id, epoch, round: state.round, held };
+            if let Some(held) = own {
+                let heard = Heard { store_id: self.store_id, round: state.round, held };
                 state.told.insert(self.identity.node, heard);
             }
             state.round += 1;
@@ -338,7 +321,7 @@ impl Replica {
             .iter()
             .map(|(owner, region)| {
                 let heard = state.told.get(owner).filter(|_| state.since_all.is_some());
-                let told = heard.map(|heard| Told { epoch: heard.epoch, held: heard.held.clone() });
+                let told = heard.map(|heard| Told { epoch, held: heard.held.clone() });
                 Owner { region: region.clone(), ended: false, told }
             })
             .collect();
@@ -352,7 +335,7 @@ impl Replica {
         let goal = record.goal.clone().unwrap_or_else(|| record.members.serving.clone());
         let next = match next_membership(&record.members, &goal, 1, &told) {
             Ok(members) => Some(record.stepped(members)),
-            Err(tropism_placement::Wait::Done) if record.goal.is_some() => {
+            Err(Wait::Done) if record.goal.is_some() => {
                 let members = Membership { epoch: epoch + 1, ..record.members.clone() };
                 Some(record.stepped(members))
             }
@@ -409,7 +392,7 @@ impl Replica {
         if state.epoch != epoch || vectors.len() != usize::from(record.spread) {
             return;
         }
-        let heard = Heard { store_id, epoch, round, held: HeldShards(vectors) };
+        let heard = Heard { store_id, round, held: HeldShards(vectors) };
         hear(state, &record, &region, from, heard);
         self.moves.due_us = 0; // perhaps it was all that was waited for
     }
@@ -421,29 +404,18 @@ impl Replica {
             link.settle_cursor();
         }
     }
+}
 
-    /// Scopes that are on their way and that this node is the steward of.
-    pub fn moves(&self) -> Vec<MoveStatus> {
-        let of = |(scope, state): (&ScopeName, &Stewarded)| MoveStatus {
-            scope: scope.clone(),
-            epoch: state.epoch,
-            waits_for: match (state.proposed_us, state.since_all) {
-                (Some(_), _) => None,
-                (None, None) => Some(self.not_adopted(scope, state)),
-                (None, Some(_)) => Some("what is held to be handed over".to_owned()),
-            },
-        };
-        self.moves.stewarded.iter().map(of).collect()
-    }
-
-    fn not_adopted(&self, scope: &ScopeName, state: &Stewarded) -> String {
-        let record = self.records.record(scope);
-        let regions: Vec<RegionName> = record.iter().flat_map(PlacementRecord::members).cloned().collect();
-        let owners = regions.iter().flat_map(|region| self.owners_in(region));
-        let silent: Vec<String> =
-            owners.filter(|owner| !state.told.contains_key(owner)).map(|owner| owner.to_string()).collect();
-        format!("{} to adopt epoch {}", silent.join(", "), state.epoch)
-    }
+/// The record of a shard, if the region is a member and its rows are not being deleted.
+pub(crate) fn held_by(
+    records: &Records,
+    deleting: &Deleting,
+    region: &RegionName,
+    row: &ShardRow,
+) -> Option<PlacementRecord> {
+    let record = records.record_of(&row.scope, row.kind, row.index)?;
+    let member = record.members().any(|member| member == region);
+    (member && !deleting.is_under_way(row)).then_some(record)
 }
 
 /// Keeps what an owner told. Of one that gives, the first since all have adopted the record stays: it is enough when the

@@ -2,12 +2,9 @@
 
 use bytes::Bytes;
 use tropism_crdt::codec::{DecodeError, Reader, put_bytes, put_varint};
-use tropism_placement::{Hold, Kind, Membership, RegionName, ScopeId, ScopeName, StoredRecord};
+use tropism_placement::{Hold, Kind, MAX_REGIONS, Membership, RegionName, ScopeId, ScopeName, StoredRecord};
 
 use crate::rows::Row;
-
-/// Most regions that a list of a row can name.
-const MOST_REGIONS: u64 = 1 << 16;
 
 /// Name, incarnation, epoch, flags (1 dropped, 2 has a goal), hold, kind, spread, rule, then the lists of regions: serving,
 /// learners, leaving, and the goal if there is one.
@@ -48,7 +45,7 @@ impl Row for StoredRecord {
         let rule = r.str("rule")?.into();
         let list = |r: &mut Reader<'_>| {
             let count = r.varint("regions")?;
-            if count > MOST_REGIONS {
+            if count > MAX_REGIONS as u64 {
                 return Err(r.invalid("regions"));
             }
             (0..count)

@@ -214,21 +214,17 @@ impl Truth {
             if before.as_ref() == Some(&stored.members) {
                 continue;
             }
-            let of = self.scopes.iter().filter(|(_, scope)| *scope == name).map(|(shard, _)| *shard);
-            let of: Vec<ShardId> = of.collect();
+            if stored.members.role(&region) != Role::Serving {
+                continue;
+            }
+            // From now on it goes by what is stable.
             let view = &mut self.nodes[node];
-            for shard in of {
-                match stored.members.role(&region) {
-                    // From now on it goes by what is stable.
-                    Role::Serving => {
-                        let passed = view.logged[..view.stable].iter().filter(|(_, key)| key.shard == shard);
-                        let passed: Vec<LogKey> = passed.map(|(_, key)| *key).collect();
-                        let vectors = view.vectors.get(&shard).cloned().unwrap_or_default();
-                        let stable = view.stable_vectors.entry(shard).or_default();
-                        let counted = |key: &&LogKey| vectors.includes(&key.origin, key.seq);
-                        passed.iter().filter(counted).for_each(|key| stable.raise(key.origin, key.seq));
-                    }
-                    Role::Learner | Role::Leaving | Role::Stranger => {}
+            for (shard, _) in self.scopes.iter().filter(|(_, scope)| *scope == name) {
+                let vectors = view.vectors.get(shard).cloned().unwrap_or_default();
+                let stable = view.stable_vectors.entry(*shard).or_default();
+                let passed = view.logged[..view.stable].iter().filter(|(_, key)| key.shard == *shard);
+                for (_, key) in passed.filter(|(_, key)| vectors.includes(&key.origin, key.seq)) {
+                    stable.raise(key.origin, key.seq);
                 }
             }
         }

@@ -157,22 +157,16 @@ impl World {
     /// Answers a client's call, or takes its write, if the node has what the token names.
     fn serve(&mut self, client: usize, first: bool) {
         let Some(call) = &mut self.clients[client].call else { return };
-        let Some(published) = &self.nodes[call.at].published else { return };
-        let (Wish::Get(scope, _) | Wish::Scan(scope)) = &call.wish else {
-            let Wish::Write(_) = &call.wish else { return };
-            return self.serve_held(client, first);
+        let (at, give_up_us) = (call.at, call.give_up_us);
+        let Some(published) = &self.nodes[at].published else { return };
+        let left = match &call.wish {
+            Wish::Get(scope, _) | Wish::Scan(scope) => !published.serving.contains(scope),
+            Wish::Write(_) => false, // the node says so
         };
-        if !published.serving.contains(scope) {
+        if left {
             self.clients[client].call = None;
             return self.cover("a reader found that its scope had left");
         }
-        self.serve_held(client, first);
-    }
-
-    fn serve_held(&mut self, client: usize, first: bool) {
-        let Some(call) = &mut self.clients[client].call else { return };
-        let (at, give_up_us) = (call.at, call.give_up_us);
-        let Some(published) = &self.nodes[at].published else { return };
         let view = published.snapshot.as_ref();
         let token = &self.clients[client].token;
         let Some(call) = &self.clients[client].call else { return };

@@ -167,7 +167,9 @@ impl World {
         let verified = match outcome {
             Ok(verified) => verified,
             Err(VerifyError::Busy) => return self.cover("a node had no room for a verification"),
-            Err(_) if self.config.moves => return self.cover("a verification met a move"),
+            Err(VerifyError::NotHeld(_)) if self.config.moves => {
+                return self.cover("a verification met a move");
+            }
             Err(error) => {
                 let text = format!("n{at} does not verify a shard that it holds: {error}");
                 return self.checkers.violated(Promise::Service, vec![at], text);
