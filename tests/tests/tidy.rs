@@ -80,6 +80,19 @@ fn the_crates_below_the_line_depend_on_nothing_above_it() {
 }
 
 #[test]
+fn a_plain_cargo_run_knows_which_program_is_meant() {
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace.lines().find(|line| line.starts_with("default-members")).unwrap();
+    let of = |member: &&str| fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap();
+    let named: Vec<&str> = members
+        .split('"')
+        .filter(|word| word.starts_with("crates/"))
+        .filter(|member| of(member).lines().any(|line| line.starts_with("default-run")))
+        .collect();
+    assert_eq!(named, ["crates/cli"], "the README's first command has no --bin");
+}
+
+#[test]
 fn every_module_opens_with_what_it_is_for() {
     for path in files("crates", &[".rs"]) {
         let text = fs::read_to_string(&path).unwrap();

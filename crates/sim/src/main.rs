@@ -24,7 +24,7 @@ example: tropism-sim --seeds 200 --first-seed 1000 --json";
 /// The command that runs one seed again and shows what led to its violation.
 fn replay(seed: u64, size: Size) -> String {
     let mut command =
-        format!("cargo run --release -p tropism-sim -- --seeds 1 --first-seed {seed} --log 200");
+        format!("cargo run --release --bin tropism-sim -- --seeds 1 --first-seed {seed} --log 200");
     if size.operations != Size::default().operations {
         command.push_str(&format!(" --operations {}", size.operations));
     }

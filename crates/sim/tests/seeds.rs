@@ -162,7 +162,7 @@ fn must_hold(seed: u64, size: Size) -> Report {
     let found: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
     assert!(
         found.is_empty(),
-        "seed {seed}: {found:#?}\nreplay: cargo run --release -p tropism-sim -- --seeds 1 --first-seed {seed} --log 200",
+        "seed {seed}: {found:#?}\nreplay: cargo run --release --bin tropism-sim -- --seeds 1 --first-seed {seed} --log 200",
     );
     assert!(report.operations >= 2_000 && report.faults >= 30, "seed {seed} was too small");
     report

@@ -183,7 +183,7 @@ fn campaign(arguments: &Arguments) -> Result<bool, String> {
                         total.violations += 1;
                         failed.store(true, Ordering::Relaxed);
                         eprintln!(
-                            "replay: cargo run --release -p tropism-sim -- --seeds 1 --first-seed {seed} --log 200"
+                            "replay: cargo run --release --bin tropism-sim -- --seeds 1 --first-seed {seed} --log 200"
                         );
                     }
                 }
