@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use tropism_crdt::{NodeId, Origin, Stamp};
 use tropism_placement::{RegionName, ShardId};
-use tropism_storage::rows::Seen;
+use tropism_storage::rows::{Life, Seen};
 use tropism_storage::{LogKey, NodeKey, PeerRow, Reads, Space, Store};
 
 use crate::credit::Credit;
@@ -388,14 +388,21 @@ impl Replica {
         let (own, found) = (self.origin, self.found);
         let log_floor = self.log_floor;
         let Some(link) = self.links.get_mut(&hello.node) else { return };
-        // What was seen of another life must be among what the next one found, however far the store has come since.
-        let ended =
-            |life: u64| self.lives.lives.iter().find(|(next, _)| *next > life).map(|(_, found)| *found);
-        let ended = hello.saw_you.and_then(|(_, saw)| ended(saw.incarnation)).unwrap_or(found.commit);
+        // What was seen of another life must be among what the next one found, however far the store has come since. A
+        // life is told by its random bits too: after a clock that was ahead an old copy can begin one under the very
+        // incarnation that peers saw.
+        let own_life =
+            |saw: &Seen| saw.incarnation == own.incarnation && (saw.random == own.random || saw.random == 0);
+        let after = |saw: &Seen, life: &Life| {
+            let another = saw.random != 0 && life.random != 0 && life.random != saw.random;
+            life.incarnation > saw.incarnation || life.incarnation == saw.incarnation && another
+        };
+        let ended = hello.saw_you.and_then(|(_, saw)| self.lives.lives.iter().find(|life| after(&saw, life)));
+        let ended = ended.map_or(found.commit, |life| life.found);
         if let Some((store_id, saw)) = hello.saw_you
             && store_id == own_store
             && (saw.commit > ended || saw.commit == found.commit && saw.hash != found.hash)
-            && saw.incarnation != own.incarnation
+            && !own_life(&saw)
         {
             let reason = format!(
                 "commit {} of this store was seen in incarnation {}, which ended here with commit {ended}",
@@ -625,8 +632,9 @@ impl Replica {
         if in_order && !waits {
             link.closed = link.closed.max(Some(beat.closed));
         }
-        if beat.seen > link.row.seen {
-            link.row.seen = beat.seen;
+        let seen = Seen { random: session.peer_origin.random, ..beat.seen };
+        if seen > link.row.seen {
+            link.row.seen = seen;
             link.row_dirty = true;
         }
         // Nothing is stable while a store is rebuilt: what may come back into it has not seen what is told meanwhile.
@@ -900,7 +908,7 @@ impl Replica {
             wall_ms: now.wall_ms,
             echo,
             closed,
-            seen: Seen { incarnation, commit: head.commit, hash: head.hash },
+            seen: Seen { incarnation, commit: head.commit, hash: head.hash, random: 0 },
             your_cursor,
             linked: hears.to_vec(),
             stores,

@@ -11,7 +11,7 @@ use tropism_crdt::{Change, NodeId, Origin, Stamp};
 use tropism_placement::{
     PlacementRecord, Policy, Records, RegionName, Rules, ScopeName, ShardId, StoredRecord,
 };
-use tropism_storage::rows::{OLDEST_FORMAT, STORE_FORMAT};
+use tropism_storage::rows::{Life, OLDEST_FORMAT, STORE_FORMAT};
 use tropism_storage::{
     ClockRow, DroppedRow, Head, Header, KeyTally, LivesRow, LogFloorRow, LogKey, NodeKey, Reads,
     RebuildCause, RebuildRow, ShardRow, Space, Store, StoreError, ValueKey, ValueRow,
@@ -575,7 +575,7 @@ impl Replica {
         let origin = Origin { node: identity.node, incarnation, random: identity.boot_random };
         store.put_row(Space::Node, NodeKey::Boot.encode(), &origin);
         let mut lives: LivesRow = store.row(Space::Node, &NodeKey::Lives.encode())?.unwrap_or_default();
-        lives.lives.push((incarnation, store.head().commit));
+        lives.lives.push(Life { incarnation, random: origin.random, found: store.head().commit });
         let surplus = lives.lives.len().saturating_sub(LivesRow::MOST);
         lives.lives.drain(..surplus);
         store.put_row(Space::Node, NodeKey::Lives.encode(), &lives);

@@ -251,6 +251,24 @@ fn an_old_copy_is_short_however_far_it_has_come_since() {
 }
 
 #[test]
+fn an_old_copy_is_short_under_the_incarnation_that_was_seen_of_another_copy() {
+    let seen_of = |pair: &mut Pair, random: u64| {
+        let own = pair.hello(0);
+        let mut seen = tropism_storage::rows::Seen::default();
+        (seen.incarnation, seen.commit) = (own.origin.incarnation, 2);
+        seen.random = if random == 0 { own.origin.random } else { random };
+        let mut hello = pair.hello(1);
+        hello.saw_you = Some((own.store_id, seen));
+        pair.turn(0, Input::LinkUp(hello));
+        pair.events(0).iter().any(|event| matches!(event, Event::Short { .. }))
+    };
+    let mut pair = Pair::apart();
+    pair.wait_ms(2_000);
+    assert!(!seen_of(&mut pair, 0), "what was seen of the life it lives");
+    assert!(seen_of(&mut pair, 77), "another life had its clock, and got further than what this one found");
+}
+
+#[test]
 fn a_node_with_an_empty_store_gets_back_what_it_wrote_and_nothing_is_stable_before() {
     let mut pair = Pair::linked();
     for key in ["k1", "k2"] {

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 16] = [
+const FAILED: [(u64, &str); 17] = [
+    (
+        40_035,
+        "an old copy began a life under the very incarnation that peers saw of the copy before, whose clock was ahead",
+    ),
     (
         30_159,
         "what waited of a lost store's changes came alive when salvage brought those before: unseen by what was stable",

@@ -435,8 +435,20 @@ impl Row for LogFloorRow {
 /// Where lives of the store began: a peer that saw more of one than there is before the next saw another copy of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LivesRow {
-    /// Incarnations, ascending, each with the last commit that it found.
-    pub lives: Vec<(u64, u64)>,
+    /// Incarnations, ascending.
+    pub lives: Vec<Life>,
+}
+
+/// A life of a store: from one start of its node to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Life {
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// The random bits of its origin; 0 in rows of builds that did not keep them. Two lives of two copies of a store can
+    /// have one incarnation, after a clock that was ahead.
+    pub random: u64,
+    /// The last commit that it found.
+    pub found: u64,
 }
 
 impl LivesRow {
@@ -447,16 +459,24 @@ impl LivesRow {
 impl Row for LivesRow {
     fn encode_fields(&self, out: &mut Vec<u8>) {
         put_varint(out, self.lives.len() as u64);
-        for (incarnation, found) in &self.lives {
-            put_varint(out, *incarnation);
-            put_varint(out, *found);
+        for life in &self.lives {
+            put_varint(out, life.incarnation);
+            put_varint(out, life.found);
+        }
+        for life in &self.lives {
+            out.extend_from_slice(&life.random.to_be_bytes());
         }
     }
 
     fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
         let mut lives = Vec::new();
         for _ in 0..r.varint("lives")? {
-            lives.push((r.varint("incarnation")?, r.varint("commit")?));
+            lives.push(Life { incarnation: r.varint("incarnation")?, random: 0, found: r.varint("commit")? });
+        }
+        if !r.rest().is_empty() {
+            for life in &mut lives {
+                life.random = r.u64("random")?;
+            }
         }
         Ok(Self { lives })
     }
@@ -572,6 +592,8 @@ pub struct Seen {
     pub commit: u64,
     /// Its running hash there.
     pub hash: u64,
+    /// The random bits of its origin then; 0 when they are not known.
+    pub random: u64,
 }
 
 impl Row for PeerRow {
@@ -581,25 +603,34 @@ impl Row for PeerRow {
         put_varint(out, self.seen.incarnation);
         put_varint(out, self.seen.commit);
         out.extend_from_slice(&self.seen.hash.to_be_bytes());
-        if self.replaced {
-            out.push(1); // left out by builds before this one, which knew of none
+        // Left out by builds before these; the bits after that.
+        if self.replaced || self.seen.random != 0 {
+            out.push(u8::from(self.replaced));
+        }
+        if self.seen.random != 0 {
+            out.extend_from_slice(&self.seen.random.to_be_bytes());
         }
     }
 
     fn decode_fields(r: &mut Reader<'_>, _: &Bytes) -> Result<Self, DecodeError> {
-        Ok(Self {
+        let mut row = Self {
             store_id: u128::from_be_bytes(r.array("store id")?),
             cursor: r.varint("cursor")?,
             seen: Seen {
                 incarnation: r.varint("incarnation")?,
                 commit: r.varint("commit")?,
                 hash: r.u64("hash")?,
+                random: 0,
             },
-            replaced: match r.rest() {
-                [] => false,
-                _ => r.u8("replaced")? == 1,
-            },
-        })
+            replaced: false,
+        };
+        if !r.rest().is_empty() {
+            row.replaced = r.u8("replaced")? == 1;
+        }
+        if !r.rest().is_empty() {
+            row.seen.random = r.u64("random")?;
+        }
+        Ok(row)
     }
 }
 
@@ -607,6 +638,25 @@ impl Row for PeerRow {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn rows_of_lives_and_peers_of_builds_without_random_bits_are_read() {
+        let lives = LivesRow { lives: vec![Life { incarnation: 1, random: 2, found: 3 }] };
+        let bytes = lives.encode();
+        assert_eq!(bytes[..bytes.len() - 8], *b"\x01\x01\x03\0\0\0\0\0\0\0\x02");
+        assert_eq!(LivesRow::decode(&bytes), Ok(lives));
+        let mut old = b"\x01\x01\x03".to_vec();
+        put_checksum(&mut old, 0);
+        let found = LivesRow { lives: vec![Life { incarnation: 1, random: 0, found: 3 }] };
+        assert_eq!(LivesRow::decode(&old.into()), Ok(found));
+        for (random, replaced) in [(0, false), (0, true), (9, false), (9, true)] {
+            let seen = Seen { incarnation: 1, commit: 2, hash: 3, random };
+            let row = PeerRow { store_id: 4, cursor: 5, seen, replaced };
+            assert_eq!(PeerRow::decode(&row.encode()), Ok(row));
+            let more = usize::from(replaced || random != 0) + if random == 0 { 0 } else { 8 };
+            assert_eq!(row.encode().len(), 16 + 1 + 1 + 1 + 8 + more + 8, "as older builds wrote it");
+        }
+    }
 
     #[test]
     fn a_vector_row_has_golden_bytes_with_a_digest_and_without() {

@@ -167,6 +167,7 @@ pub fn to_message(frame: &Frame) -> v1::LinkFrame {
                 incarnation: beat.seen.incarnation,
                 commit_number: beat.seen.commit,
                 running_hash: beat.seen.hash,
+                random: 0, // the hello has told
             }),
             your_cursor: beat.your_cursor,
             log_floor: 0,
@@ -325,6 +326,7 @@ pub fn from_message(message: v1::LinkFrame) -> Result<Option<Frame>, FrameError>
                     incarnation: position.incarnation,
                     commit: position.commit_number,
                     hash: position.running_hash,
+                    random: 0,
                 },
                 your_cursor: beat.your_cursor,
                 linked: beat.linked.iter().map(|node| node_id(node)).collect::<Result<_, _>>()?,
@@ -382,12 +384,14 @@ pub fn hello_message(
             incarnation: hello.origin.incarnation,
             commit_number: hello.head.commit,
             running_hash: hello.head.hash,
+            random: hello.origin.random,
         }),
         seen: hello.saw_you.map(|(store_id, seen)| v1::StorePosition {
             store_id: Bytes::copy_from_slice(&store_id.to_be_bytes()),
             incarnation: seen.incarnation,
             commit_number: seen.commit,
             running_hash: seen.hash,
+            random: seen.random,
         }),
         features: Vec::new(),
         nonce: Bytes::copy_from_slice(nonce),
@@ -405,8 +409,12 @@ pub fn hello_from_message(message: &v1::Hello) -> Result<(Hello, [u8; 32]), Fram
         .seen
         .as_ref()
         .map(|seen| {
-            let state =
-                Seen { incarnation: seen.incarnation, commit: seen.commit_number, hash: seen.running_hash };
+            let state = Seen {
+                incarnation: seen.incarnation,
+                commit: seen.commit_number,
+                hash: seen.running_hash,
+                random: seen.random,
+            };
             Ok::<_, FrameError>((store_id(&seen.store_id)?, state))
         })
         .transpose()?;
@@ -620,7 +628,7 @@ mod tests {
                 wall_ms: 2,
                 echo: (3, 4),
                 closed: Stamp::new(5, 6),
-                seen: Seen { incarnation: 7, commit: 8, hash: 9 },
+                seen: Seen { incarnation: 7, commit: 8, hash: 9, random: 0 },
                 your_cursor: 10,
                 linked: vec![node("dallas-1")],
                 stores: vec![(node("dallas-1"), 11)],
@@ -692,7 +700,7 @@ mod tests {
             origin: some_origin(),
             store_id: 77,
             head: Head { commit: 3, hash: 4 },
-            saw_you: Some((78, Seen { incarnation: 1, commit: 2, hash: 3 })),
+            saw_you: Some((78, Seen { incarnation: 1, commit: 2, hash: 3, random: 4 })),
             replaced: true,
         };
         let message = hello_message(&hello, "world", "dallas-1", &[5; 32], &PolicyHash([6; 32]));
