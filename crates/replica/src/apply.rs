@@ -260,6 +260,7 @@ impl Replica {
             };
             store.put_row(Space::Requests, RequestKey { shard: id, id: request }.encode(), &row);
         }
+        self.traced.note(now, &change);
         self.record_change(store, id, log_key(id, &change), (bytes, Some(from)))?;
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
         for peer in peers {

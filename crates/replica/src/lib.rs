@@ -61,6 +61,7 @@ mod shards;
 pub mod sketch;
 mod state;
 mod sweep;
+mod traced;
 mod transfer;
 mod verify;
 mod waiting;
@@ -84,6 +85,7 @@ pub use replica::{
 };
 pub use scrub::ScrubStatus;
 pub use session::{SEARCHED_COMMITS, Token};
+pub use traced::{Traced, TracedChange};
 pub use transfer::TransferCounts;
 pub use verify::{
     DigestState, KeyHeld, Lacks, MemberRows, MemberState, Rows, RowsSeen, Verified, VerifiedKey,

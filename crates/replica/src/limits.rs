@@ -16,6 +16,8 @@ pub const OUTSTANDING_CHANGES: usize = 65_536;
 pub const BATCH_LINGER_US: u64 = 2_000;
 /// Changes kept in memory after their commit so that links that keep up never read the log; bytes.
 pub const RECENT_BYTES: usize = 16 * 1024 * 1024;
+/// Changes of one turn that are told with their trace; more are only counted. One bulk call's items, and some more.
+pub const TRACED_CHANGES: usize = 1_024;
 /// Changes received before what they depend on; bytes. What does not fit is dropped and sent again.
 pub const PENDING_BYTES: usize = 8 * 1024 * 1024;
 /// Memory a pending or recent change costs besides its bytes.

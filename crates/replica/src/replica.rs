@@ -35,6 +35,7 @@ use crate::recent::{Logged, Recent};
 use crate::scrub::ScrubStatus;
 use crate::shards::{Shard, Shards};
 use crate::sweep::{Sweep, scope_of};
+use crate::traced::Traced;
 use crate::transfer::Transfers;
 use crate::verify::{Verifications, VerifiedShard, VerifyCall, VerifyError};
 use crate::waiting::{Waiting, WaitingWrites};
@@ -166,6 +167,8 @@ pub enum Event {
         /// How many in this frame, released pending ones included.
         changes: usize,
     },
+    /// Changes of peers that belong to a trace were applied in this turn. At most one of these a turn.
+    Traced(Traced),
     /// A change waits for what it depends on.
     Pended,
     /// Pending changes found no room and were dropped; they are sent again.
@@ -443,6 +446,8 @@ pub struct Replica {
     pub(crate) lost: Option<RebuildRow>,
     pub(crate) verifications: Verifications,
     pub(crate) budget: Budget,
+    /// Of the open turn, told when it ends.
+    pub(crate) traced: Traced,
     pub(crate) times_full: TimesFull,
     /// What operators gave up in this store.
     pub(crate) dropped: Option<DroppedRow>,
@@ -636,6 +641,7 @@ impl Replica {
             lost,
             verifications: Verifications::open(origin.random),
             budget: Budget::default(),
+            traced: Traced::default(),
             times_full: TimesFull::default(),
             dropped,
             barred: BTreeSet::new(),
@@ -693,6 +699,10 @@ impl Replica {
             }
         }
         self.shards.write(store);
+        if !self.traced.changes.is_empty() {
+            let traced = std::mem::take(&mut self.traced);
+            self.event(Event::Traced(traced));
+        }
         Ok(())
     }
 

@@ -568,6 +568,7 @@ impl World {
             !self.checkers.truth.forged.is_empty() || self.report.coverage.contains_key("hostile: torn");
         let what = match event {
             Event::Applied { .. } => "changes applied",
+            Event::Traced(_) => return, // every write here has one
             Event::Pended => "a change waited for what it depends on",
             Event::PendingFull => "pending changes were dropped",
             Event::Duplicate => "a change arrived twice",
