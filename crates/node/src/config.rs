@@ -146,6 +146,10 @@ pub struct Limits {
 pub struct Telemetry {
     /// Filters of `tracing`, known to parse.
     pub log: String,
+    /// URL of the collector that traces are exported to (OTLP over gRPC); none: nothing is.
+    pub otlp: Option<String>,
+    /// How many of a million calls are sampled that come without a decision of their client.
+    pub sampling_ppm: u32,
 }
 
 /// The secret that all nodes of a cluster share. Its bytes never appear in a log or an error.
@@ -530,8 +534,13 @@ impl Table<'_, '_> {
                 Err(error) => Err(format!("\"{}\" is no filter: {error}", echo(&filters))),
             }
         });
+        let otlp = self.take("otlp", Some(None), |value| match string(value)?.as_str() {
+            "" => Ok(None),
+            url => collector(url).map(Some),
+        });
+        let sampling_ppm = self.take("sampling", Some(10_000), share);
         self.finish();
-        Some(Telemetry { log: log? })
+        Some(Telemetry { log: log?, otlp: otlp?, sampling_ppm: sampling_ppm? })
     }
 
     /// Takes a key: its converted value, the default if it is absent, or None after reporting what is wrong.
@@ -620,6 +629,33 @@ fn scaled(text: &str, units: &[(&str, u64)], (least, most): (u64, u64), what: &s
         fits.map_or(number.to_string(), |(unit, factor)| format!("{}{unit}", number / factor))
     };
     Err(format!("\"{}\" must be {what}, from {} to {}", echo(text), name(least), name(most)))
+}
+
+/// A share from 0 to 1, in millionths.
+fn share(value: DeValue<'_>) -> Result<u32, String> {
+    let text = match &value {
+        DeValue::Float(number) => number.as_str(),
+        DeValue::Integer(number) => number.as_str(),
+        other => return Err(format!("must be a share from 0.0 to 1.0, not {}", other.type_str())),
+    };
+    match text.parse::<f64>() {
+        // In range, so at most a million.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Ok(number) if (0.0..=1.0).contains(&number) => Ok((number * 1_000_000.0).round() as u32),
+        _ => Err(format!("{} is outside 0.0 to 1.0", echo(text))),
+    }
+}
+
+/// The URL of a collector: there is no TLS to it.
+fn collector(url: &str) -> Result<String, String> {
+    let good = url.parse::<http::Uri>().is_ok_and(|uri| {
+        let plain = uri.scheme() == Some(&http::uri::Scheme::HTTP);
+        plain && uri.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'))
+    });
+    if good && url.len() <= MAX_ADDRESS_BYTES {
+        return Ok(url.to_owned());
+    }
+    Err(format!("\"{}\" must be a URL like \"http://127.0.0.1:4317\"; there is no TLS", echo(url)))
 }
 
 fn node_id(value: DeValue<'_>) -> Result<NodeId, String> {

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{Span, debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Stamp};
 use tropism_placement::ShardId;
 use tropism_replica::limits::WINDOW_US;
@@ -30,6 +30,7 @@ use crate::inbox::{Inbox, Next, Waited, carries_changes};
 use crate::lane::Replier;
 pub use crate::sync::Witnessed;
 use crate::sync::{Finisher, Leaving, SyncThread, Turn};
+use crate::telemetry::{Open, Telemetry};
 
 /// Calls that wait for the replica; beyond it they are shed. At 30 000 writes a second this is a tenth of a second.
 pub const INPUT_QUEUE: usize = 4_096;
@@ -163,6 +164,8 @@ pub(crate) enum Message {
         write: Box<Write>,
         reply: Replier,
         came: Instant,
+        /// Of its commit, if it is traced.
+        span: Option<Box<Open>>,
     },
     Parked {
         call: Box<ParkedCall>,
@@ -232,8 +235,18 @@ pub struct Handle {
 impl Handle {
     /// Writes, and waits for the durability the write asks for.
     pub async fn write(&self, write: Write) -> Result<WriteDone, CallError> {
+        self.write_within(write, None).await
+    }
+
+    /// The same; the span ends when the turn that the write is in is durable.
+    pub(crate) async fn write_within(
+        &self,
+        write: Write,
+        span: Option<Span>,
+    ) -> Result<WriteDone, CallError> {
         let (reply, outcome) = Replier::new();
-        self.try_send(Message::Write { write: Box::new(write), reply, came: Instant::now() })?;
+        let span = span.map(|span| Box::new(Open::Commit(span)));
+        self.try_send(Message::Write { write: Box::new(write), reply, came: Instant::now(), span })?;
         Ok(outcome.await.map_err(|_| CallError::Stopped)??)
     }
 
@@ -331,11 +344,12 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Boots a replica on a store and starts its threads. When this returns, what boot wrote is durable.
+    /// Boots a replica on a store and starts its threads; spans of what it applies go to `telemetry`. When this returns, what boot wrote is durable.
     pub fn start(
         mut store: Store,
         identity: Identity,
         mut witness: Option<Box<dyn Witnessed>>,
+        telemetry: Telemetry,
     ) -> Result<(Self, Handle), BootError> {
         let time = Time::default();
         let now = time.now();
@@ -407,6 +421,8 @@ impl Driver {
             window: Foreground::default(),
             window_began: Instant::now(),
             late_us: 0,
+            telemetry,
+            spans: Vec::new(),
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
             if let Err(failure) = turns.run(&mut inbox) {
@@ -469,6 +485,9 @@ struct Turns {
     window_began: Instant,
     /// How long late frames took of the open turn, us.
     late_us: u64,
+    telemetry: Telemetry,
+    /// Spans that end when the open turn is durable.
+    spans: Vec<Open>,
 }
 
 impl Turns {
@@ -608,6 +627,7 @@ impl Turns {
             published: (committed || self.status_due <= Instant::now()).then(|| self.publish(now, committed)),
             leaving,
             came: std::mem::take(&mut self.came),
+            spans: std::mem::take(&mut self.spans),
         };
         // A short turn is synced here: waking another thread would take as long as what could be done meanwhile.
         if committed && inputs > SYNCED_IN_PLACE {
@@ -648,6 +668,7 @@ impl Turns {
             published,
             leaving: Vec::new(),
             came: Vec::new(),
+            spans: Vec::new(),
         })?;
         info!("stopped cleanly");
         Ok(())
@@ -697,11 +718,12 @@ impl Turns {
             }
         };
         let input = match message {
-            Message::Write { write, reply, came } => {
+            Message::Write { write, reply, came, span } => {
                 if reply.is_closed() {
                     return Ok(()); // the caller has gone before anything happened
                 }
                 self.came.push(came);
+                self.spans.extend(span.map(|span| *span));
                 self.next_ticket += 1;
                 self.replies.insert(self.next_ticket, reply);
                 Input::Write { ticket: self.next_ticket, write }
@@ -821,6 +843,9 @@ impl Turns {
                 info!(%peer, "the log does not reach back to what a peer has: it is shown every shard");
             }
             Output::Event(Event::Landed { shard, keys }) => info!(%shard, keys, "a shard came as a whole"),
+            Output::Event(Event::Traced(traced)) => {
+                self.telemetry.applied(self.time.now(), traced, &mut self.spans);
+            }
             Output::Event(event) => debug!(?event, "replica"),
         }
         Ok(())

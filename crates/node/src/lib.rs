@@ -9,5 +9,6 @@ mod open;
 pub mod peer;
 pub mod server;
 mod sync;
+pub mod telemetry;
 pub mod token;
 pub mod traffic;

@@ -404,6 +404,7 @@ mod tests {
 
     use super::*;
     use crate::driver::Driver;
+    use crate::telemetry::Telemetry;
 
     #[test]
     fn a_proof_depends_on_the_secret_the_cluster_both_ids_and_both_nonces() {
@@ -466,7 +467,7 @@ kind = "register"
                 log_keep_bytes: 256 << 20,
             };
             let store = Store::open(Box::new(MemoryEngine::new())).unwrap();
-            let (driver, handle) = Driver::start(store, identity, None).unwrap();
+            let (driver, handle) = Driver::start(store, identity, None, Telemetry::default()).unwrap();
             let traffic = Arc::new(Traffic::new(std::iter::once(node(peer))));
             let address =
                 PeerAddress { node: node(peer), region: region(peer), address: peer_address.to_owned() };

@@ -32,6 +32,7 @@ use crate::driver::{Driver, Failure, Witnessed};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
 use crate::peer::{Links, PeerAddress, digest_key};
+use crate::telemetry::Telemetry;
 use crate::traffic::Traffic;
 
 #[cfg(test)]
@@ -150,7 +151,8 @@ fn serve(
         },
         cache_bytes: usize::try_from(config.limits.cache_bytes).unwrap_or(usize::MAX),
     };
-    let (driver, handle) = Driver::start(store, identity, witness)?;
+    let (telemetry, exporting) = Telemetry::start(checked, &start.version)?;
+    let (driver, handle) = Driver::start(store, identity, witness, telemetry.clone())?;
     let traffic = Arc::new(Traffic::new(config.peers.iter().map(|peer| peer.id)));
     let links = Links::new(
         handle.clone(),
@@ -194,6 +196,7 @@ fn serve(
             version: start.version.clone(),
             watches: config.limits.watches,
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
+            telemetry,
         });
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut clients = Clients { api, phase: &phase, phases, lanes: Vec::new(), permits };
@@ -214,6 +217,7 @@ fn serve(
     }
     runtime.shutdown_background();
     driver.stop();
+    exporting.stop();
     outcome
 }
 

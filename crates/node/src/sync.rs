@@ -19,6 +19,7 @@ use tropism_storage::{Head, Syncer};
 
 use crate::driver::{Failure, Message, Published, Queued};
 use crate::lane::{Answers, Replier};
+use crate::telemetry::Open;
 
 /// Where a sync leaves its mark outside the store.
 pub trait Witnessed: Send {
@@ -48,6 +49,8 @@ pub(crate) struct Turn {
     pub(crate) leaving: Vec<Leaving>,
     /// When the writes in it had come.
     pub(crate) came: Vec<Instant>,
+    /// What ends with it.
+    pub(crate) spans: Vec<Open>,
 }
 
 /// Finishes turns, one after the other.
@@ -63,7 +66,7 @@ pub(crate) struct Finisher {
 impl Finisher {
     /// Nothing of the turn leaves when this fails.
     fn finish(&mut self, turn: Turn) -> Result<(), Failure> {
-        let Turn { committed, origin, reserved_ms, published, leaving, came } = turn;
+        let Turn { committed, origin, reserved_ms, published, leaving, came, spans } = turn;
         if committed {
             self.syncer.sync().map_err(|error| Failure::Store(error.into()))?;
         }
@@ -84,6 +87,7 @@ impl Finisher {
                 }
             }
         }
+        drop(spans);
         let mut answers = Answers::default();
         for leaving in leaving {
             // Whoever waited may have gone.
@@ -185,6 +189,7 @@ mod tests {
 
     use super::Arc;
     use crate::driver::{CallError, Driver, Handle};
+    use crate::telemetry::Telemetry;
 
     /// A memory engine on a disk that syncs when it is told to, or fails, and is full when it is told to be.
     struct Slow(MemoryEngine, Arc<AtomicBool>);
@@ -277,7 +282,7 @@ mod tests {
         };
         let full = Arc::new(AtomicBool::new(false));
         let store = Store::open(Box::new(Slow(MemoryEngine::new(), full.clone()))).unwrap();
-        let (driver, handle) = Driver::start(store, identity, None).unwrap();
+        let (driver, handle) = Driver::start(store, identity, None, Telemetry::default()).unwrap();
         (driver, handle, open, full)
     }
 

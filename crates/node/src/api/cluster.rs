@@ -374,7 +374,7 @@ impl Inner {
         };
         let status = &published.status;
         let scans = CONCURRENT_SCANS - self.scans.available_permits();
-        vec![
+        let mut queues = vec![
             queue(
                 "calls",
                 (self.gate.running(), CONCURRENT_CALLS),
@@ -410,7 +410,11 @@ impl Inner {
                 self.hub.refused(),
                 "a watch is refused (TOO_MANY_WATCHES)",
             ),
-        ]
+        ];
+        if let Some((length, limit, dropped)) = self.telemetry.queue() {
+            queues.push(queue("spans to export", (length, limit), "items", dropped, "a span is dropped"));
+        }
+        queues
     }
 
     fn warnings(&self, published: &Published, links: &[v1::LinkStatus]) -> Vec<v1::Warning> {
@@ -425,6 +429,11 @@ impl Inner {
         if self.insecure {
             let message = "this node listens beyond loopback without TLS: put it behind a network you trust";
             warnings.push(warning("insecure", message.to_owned(), started));
+        }
+        let malformed = self.telemetry.malformed();
+        if malformed > 0 {
+            let message = format!("{malformed} calls came with a malformed traceparent, which was ignored");
+            warnings.push(warning("traceparent_malformed", message, started));
         }
         let parked = published.tally.keys.parked;
         if parked > 0 {

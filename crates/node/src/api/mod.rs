@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tonic::service::Routes;
 use tonic::{Extensions, Request};
+use tracing::Span;
 use tropism_crdt::NodeId;
 use tropism_placement::{RegionName, Regions, Rule, Rules, ScopeId, ScopeName, ShardId, shard_index};
 use tropism_replica::{Now, Peer, RebuildStatus};
@@ -28,6 +29,8 @@ use tropism_wire::v1::state_service_server::StateServiceServer;
 use tropism_wire::{Problem, Reason, from_proto, v1};
 
 use crate::driver::{Handle, Published, wall_ms};
+use crate::telemetry::Telemetry;
+use crate::telemetry::calls::{CallSpan, Followed};
 use crate::token::{Seal, Token};
 use crate::traffic::Traffic;
 
@@ -89,6 +92,8 @@ pub struct ApiConfig {
     pub watches: usize,
     /// What may wait for one watcher, in bytes.
     pub watch_buffer_bytes: usize,
+    /// Where traces go.
+    pub telemetry: Telemetry,
 }
 
 /// The services of a node. Cheap to clone.
@@ -121,6 +126,7 @@ pub struct Inner {
     /// What peers lack, and when that was counted.
     backlogs: tokio::sync::Mutex<Option<(Instant, Vec<Backlog>)>>,
     hub: Arc<Hub>,
+    telemetry: Telemetry,
 }
 
 impl Deref for Api {
@@ -162,6 +168,7 @@ impl Api {
             scans_refused: AtomicU64::new(0),
             backlogs: tokio::sync::Mutex::default(),
             hub: Arc::new(hub),
+            telemetry: config.telemetry,
         }))
     }
 
@@ -174,10 +181,11 @@ impl Api {
         let scope = ScopeServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let parked = ParkedServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Routes::new(Admitted::new(state, self.gate.clone()))
-            .add_service(Admitted::new(scope, self.gate.clone()))
-            .add_service(Admitted::new(parked, self.gate.clone()))
-            .add_service(Admitted::new(cluster, self.gate.clone()).always())
+        let (gate, telemetry) = (&self.gate, &self.telemetry);
+        Routes::new(Followed::new(Admitted::new(state, gate.clone()), telemetry))
+            .add_service(Followed::new(Admitted::new(scope, gate.clone()), telemetry))
+            .add_service(Followed::new(Admitted::new(parked, gate.clone()), telemetry))
+            .add_service(Followed::new(Admitted::new(cluster, gate.clone()).always(), telemetry))
     }
 
     /// The way to the replica.
@@ -220,6 +228,8 @@ impl Served<'_> {
 pub(crate) struct Call {
     metadata: tonic::metadata::MetadataMap,
     deadline: Deadline,
+    /// The call's span, if it is sampled.
+    span: Option<Span>,
 }
 
 impl Call {
@@ -228,7 +238,8 @@ impl Call {
         let (metadata, extensions, message) = request.into_parts();
         let deadline = Self::deadline(&extensions);
         deadline.check()?;
-        Ok((Self { metadata, deadline }, message))
+        let span = extensions.get::<CallSpan>().map(|CallSpan(span)| span.clone());
+        Ok((Self { metadata, deadline, span }, message))
     }
 
     fn deadline(extensions: &Extensions) -> Deadline {

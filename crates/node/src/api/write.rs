@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tonic::metadata::MetadataMap;
+use tracing::Span;
 use tropism_crdt::codec::Reader;
 use tropism_crdt::document::{
     DocumentError, MAX_HEADS, MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, from_json_patch,
@@ -36,7 +36,9 @@ pub(super) struct Options {
     pub(super) token: Token,
     durability: Option<Durability>,
     pub(super) request_id: Option<RequestId>,
+    /// Of the call, when that has no span here.
     trace: Option<TraceContext>,
+    span: Option<Span>,
     pub(super) deadline: Deadline,
 }
 
@@ -58,7 +60,8 @@ impl Inner {
             token: self.token("options.token", &options.token, call)?,
             durability: from_proto::durability(options.durability.as_ref())?,
             request_id: from_proto::request_id(&options.request_id)?,
-            trace: trace(&call.metadata),
+            trace: self.telemetry.passed_on(call.metadata.as_ref()),
+            span: call.span.clone(),
             deadline: call.deadline,
         })
     }
@@ -87,22 +90,23 @@ impl Inner {
             trace: options.trace,
         };
         if has_base {
-            return self.write_at_base(write, options.deadline, patch).await;
+            return self.write_at_base(write, options, patch).await;
         }
-        self.submit(write, options.deadline).await?.map_err(|error| refused(error, patch))
+        self.submit(write, options).await?.map_err(|error| refused(error, patch))
     }
 
     /// Waits for the base version as for what a token names: until the call's time is over.
     async fn write_at_base(
         &self,
         write: Write,
-        deadline: Deadline,
+        options: &Options,
         patch: &str,
     ) -> Result<WriteDone, Problem> {
+        let deadline = options.deadline;
         let mut commits = self.handle.commits();
         loop {
             commits.borrow_and_update(); // before trying: what comes after is not missed
-            let error = match self.submit(write.clone(), deadline).await? {
+            let error = match self.submit(write.clone(), options).await? {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -122,11 +126,15 @@ impl Inner {
 
     async fn submit(
         &self,
-        write: Write,
-        deadline: Deadline,
+        mut write: Write,
+        options: &Options,
     ) -> Result<Result<WriteDone, CallError>, Problem> {
-        deadline.check()?;
-        timeout_at(deadline.answer, self.handle.write(write)).await.map_err(|_| {
+        options.deadline.check()?;
+        let span = self.telemetry.commit(options.span.as_ref(), write.scope.as_str()).map(|(span, trace)| {
+            write.trace = Some(trace);
+            span
+        });
+        timeout_at(options.deadline.answer, self.handle.write_within(write, span)).await.map_err(|_| {
             Problem::outcome_unknown("the call's time was over before the node knew what became of the write")
         })
     }
@@ -422,38 +430,6 @@ fn too_many_operations(field: &str, count: usize) -> Problem {
         .at(field)
 }
 
-/// W3C trace context of a sampled call; what is malformed is as good as none.
-fn trace(metadata: &MetadataMap) -> Option<TraceContext> {
-    let text = metadata.get("traceparent")?.to_str().ok()?;
-    let mut parts = text.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let (Some([version]), Some(trace_id), Some(span_id), Some([flags])) =
-        (hex::<1>(version), hex::<16>(trace), hex::<8>(span), hex::<1>(flags))
-    else {
-        return None;
-    };
-    let known = version != 0xff && (version != 0 || parts.next().is_none());
-    let sampled = flags & 1 == 1 && trace_id != [0; 16] && span_id != [0; 8];
-    (known && sampled).then_some(TraceContext { trace_id, span_id, flags })
-}
-
-fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None, // upper case is not allowed there
-    };
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if pairs.len() != N || !rest.is_empty() {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = digit(*high)? << 4 | digit(*low)?;
-    }
-    Some(bytes)
-}
-
 /// What an error below says, without what it says about the effect: a [`Problem`] says that itself.
 fn said(error: &impl ToString) -> String {
     let text = error.to_string();
@@ -610,37 +586,7 @@ fn patch_refused(error: PatchError, field: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)] // a failed assumption of a test is a failed test
-    use tonic::metadata::MetadataMap;
-
-    use super::{said, trace};
-
-    #[test]
-    fn a_sampled_trace_context_is_taken_and_anything_else_ignored() {
-        let of = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("traceparent", text.parse().unwrap());
-            trace(&metadata)
-        };
-        const IDS: &str = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
-        let taken = of(&format!("00-{IDS}-01")).unwrap();
-        assert_eq!((taken.trace_id[0], taken.span_id[7], taken.flags), (0x0a, 0x31, 1));
-        assert!(of(&format!("cc-{IDS}-03-what the future brings")).is_some());
-        for text in [
-            "",
-            "00",
-            &format!("00-{IDS}"),
-            &format!("00-{IDS}-00"),
-            &format!("ff-{IDS}-01"),
-            &format!("00-{IDS}-01-more"),
-            &format!("00-{}-01", IDS.to_uppercase()),
-            &format!("00-{}-01", IDS.replace("b7ad6b7169203331", "0000000000000000")),
-            &format!("00-{}-01", &IDS[1..]),
-            &"0-".repeat(5000),
-        ] {
-            assert_eq!(of(text), None, "{text}");
-        }
-        assert_eq!(trace(&MetadataMap::new()), None);
-    }
+    use super::said;
 
     #[test]
     fn what_an_error_says_of_the_effect_is_not_said_twice() {

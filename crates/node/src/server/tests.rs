@@ -20,6 +20,7 @@ use super::*;
 use crate::config::NodeConfig;
 
 mod rebuild;
+mod traces;
 
 const REGIONS: &str = r#"
 region = [{ name = "here", place = "Here" }, { name = "there", place = "There" }]

@@ -27,6 +27,7 @@ use tropism_wire::{Problem, v1};
 use super::admission::Deadline;
 use super::{Api, ApiConfig};
 use crate::driver::{Driver, Handle};
+use crate::telemetry::Telemetry;
 use crate::token::Seal;
 use crate::traffic::Traffic;
 
@@ -123,7 +124,7 @@ impl World {
             log_cap_bytes: u64::MAX,
             log_keep_bytes: 256 << 20,
         };
-        let (driver, handle) = Driver::start(store, identity, None).unwrap();
+        let (driver, handle) = Driver::start(store, identity, None, Telemetry::default()).unwrap();
         let api = Api::new(ApiConfig {
             handle: handle.clone(),
             rules: Arc::new(regions.rules().clone()),
@@ -140,6 +141,7 @@ impl World {
             version: "0.1.0".into(),
             watches: 5,
             watch_buffer_bytes,
+            telemetry: Telemetry::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

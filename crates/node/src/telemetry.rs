@@ -1,0 +1,246 @@
+//! Traces that cross regions: a span for a call, one for its commit here, one wherever its change is applied.
+//!
+//! The decision falls when a call comes ([`Telemetry::server`]): a client's `traceparent` decides, without one the node's
+//! own share of calls. A call that is not sampled costs a look at its headers and a random number. Spans live in a
+//! subscriber of their own: no log line and no field of one can get into a trace, and several nodes in a process tell
+//! nothing about each other. What the replica applied it tells as data; the spans of that are made here, too.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use opentelemetry::trace::{
+    Link, SpanBuilder, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState,
+    TracerProvider,
+};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use tracing::{Dispatch, Level, Span, dispatcher, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tropism_crdt::TraceContext;
+use tropism_replica::{Now, Traced};
+
+use crate::config::CheckedConfig;
+
+pub(crate) mod calls;
+pub(crate) mod context;
+mod export;
+pub mod names;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use context::Incoming;
+use export::{Counts, Exporter};
+
+/// Of all spans, so that the subscriber takes nothing else.
+const TARGET: &str = "tropism::trace";
+/// A change that is applied so long after it was made begins a trace of its own, which links to the write's: a trace
+/// that is open for hours while a region is cut off helps nobody.
+pub const LATE: Duration = Duration::from_secs(10);
+/// What [`Telemetry::server`] draws from.
+const MILLION: u32 = 1_000_000;
+
+/// Where spans go; nowhere by default. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Telemetry {
+    on: Option<Arc<On>>,
+    malformed: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.on.is_some() { "Telemetry(on)" } else { "Telemetry(off)" })
+    }
+}
+
+struct On {
+    /// Takes spans of `tracing` and hands them to `tracer`.
+    dispatch: Dispatch,
+    tracer: SdkTracer,
+    /// Calls of a million that are sampled without being asked to.
+    sampling_ppm: u32,
+    counts: Arc<Counts>,
+}
+
+/// A span that ends when this is dropped.
+pub(crate) enum Open {
+    Commit(Span),
+    Apply(opentelemetry_sdk::trace::Span),
+}
+
+/// What makes the exporter stop.
+pub(crate) struct Running(Option<Exporter>);
+
+impl Running {
+    /// Sends what waits, for two seconds at most. Blocks the calling thread.
+    pub(crate) fn stop(self) {
+        if let Some(exporter) = self.0 {
+            exporter.stop();
+        }
+    }
+}
+
+impl Telemetry {
+    /// Starts exporting, if the configuration says where to.
+    pub(crate) fn start(checked: &CheckedConfig, version: &str) -> io::Result<(Self, Running)> {
+        let config = &checked.config;
+        let Some(otlp) = &config.telemetry.otlp else { return Ok((Self::default(), Running(None))) };
+        let node = config.node.id.as_str().to_owned();
+        // Empty to begin with: what the environment says of resources is not in the list of names.
+        let resource = Resource::builder_empty()
+            .with_service_name(names::SERVICE)
+            .with_attributes([
+                KeyValue::new(names::SERVICE_INSTANCE_ID, node.clone()),
+                KeyValue::new(names::SERVICE_VERSION, version.to_owned()),
+                KeyValue::new(names::NODE, node),
+                KeyValue::new(names::REGION, config.node.region.as_str().to_owned()),
+                KeyValue::new(names::CLUSTER, config.cluster.id.clone()),
+            ])
+            .build();
+        let counts = Arc::new(Counts::default());
+        let (exporter, queue) = Exporter::start(otlp, resource.clone(), counts.clone())?;
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(queue)
+            .with_resource(resource)
+            .with_sampler(Sampler::AlwaysOn) // whether a call is sampled is decided before it has a span
+            .build();
+        let tracer = provider.tracer(names::SERVICE);
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(tracer.clone())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false);
+        let only_ours = Targets::new().with_target(TARGET, Level::INFO);
+        let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
+        let on = On { dispatch, tracer, sampling_ppm: config.telemetry.sampling_ppm, counts };
+        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default() }, Running(Some(exporter))))
+    }
+
+    /// Calls whose `traceparent` was none.
+    pub fn malformed(&self) -> u64 {
+        self.malformed.load(Ordering::Relaxed)
+    }
+
+    /// Spans that wait for the collector, how many may wait, and how many were dropped; `None` when nothing is exported.
+    pub(crate) fn queue(&self) -> Option<(usize, usize, u64)> {
+        let counts = &self.on.as_ref()?.counts;
+        Some((usize::try_from(counts.waiting()).unwrap_or(usize::MAX), export::QUEUE_SPANS, counts.dropped()))
+    }
+
+    /// What a write carries that has no span here: its client's context, for regions that do export.
+    pub(crate) fn passed_on(&self, headers: &HeaderMap) -> Option<TraceContext> {
+        if self.on.is_some() {
+            return None; // a sampled call has a span, and its write carries that one's context
+        }
+        match self.incoming(headers) {
+            Incoming::Sampled(context) => Some(context),
+            _ => None,
+        }
+    }
+
+    fn incoming(&self, headers: &HeaderMap) -> Incoming {
+        let incoming = Incoming::of(headers);
+        if incoming == Incoming::Malformed {
+            self.malformed.fetch_add(1, Ordering::Relaxed);
+        }
+        incoming
+    }
+
+    /// The span of a call that comes now, if it is sampled.
+    pub(crate) fn server(&self, path: &str, headers: &HeaderMap) -> Option<Span> {
+        let on = self.on.as_ref()?;
+        let parent = match self.incoming(headers) {
+            Incoming::Unsampled => return None,
+            Incoming::Sampled(context) => Some(context),
+            Incoming::Absent | Incoming::Malformed => {
+                let drawn = on.sampling_ppm > 0 && rand::random_range(0..MILLION) < on.sampling_ppm;
+                drawn.then_some(())?;
+                None
+            }
+        };
+        let (service, method) = names::method(path);
+        let name = if method == names::OTHER { names::OTHER } else { path.trim_start_matches('/') };
+        let span = on.span(None, name, "server");
+        if let Some(parent) = parent {
+            // It was not entered or asked for its context yet, so this cannot fail.
+            span.set_parent(Context::new().with_remote_span_context(span_context(&parent))).ok();
+        }
+        span.set_attribute(names::RPC_SYSTEM, "grpc");
+        span.set_attribute(names::RPC_SERVICE, service);
+        span.set_attribute(names::RPC_METHOD, method);
+        Some(span)
+    }
+
+    /// The span of a write's commit within a sampled call, and what its change carries.
+    pub(crate) fn commit(&self, call: Option<&Span>, scope: &str) -> Option<(Span, TraceContext)> {
+        let (on, call) = (self.on.as_ref()?, call?);
+        let span = on.span(Some(call), names::COMMIT, "internal");
+        span.set_attribute(names::SCOPE, scope.to_owned());
+        let context = span.context();
+        let context = context.span().span_context().clone();
+        let trace = TraceContext {
+            trace_id: context.trace_id().to_bytes(),
+            span_id: context.span_id().to_bytes(),
+            flags: context.trace_flags().to_u8(),
+        };
+        Some((span, trace))
+    }
+
+    /// The spans of changes that were applied in the turn that ends `now`.
+    pub(crate) fn applied(&self, now: Now, traced: Traced, open: &mut Vec<Open>) {
+        let Some(on) = &self.on else { return };
+        on.counts.lose(traced.missed);
+        let wall = SystemTime::now();
+        for change in traced.changes {
+            let since = Duration::from_micros(now.mono_us.saturating_sub(change.at.mono_us));
+            let lag_ms = change.at.wall_ms.saturating_sub(change.stamp.unix_ms());
+            let made_by = span_context(&change.trace);
+            let (parent, links) = if u128::from(lag_ms) > LATE.as_millis() {
+                (Context::new(), vec![Link::with_context(made_by)])
+            } else {
+                (Context::new().with_remote_span_context(made_by), Vec::new())
+            };
+            let span = SpanBuilder::from_name(names::APPLY)
+                .with_kind(SpanKind::Consumer)
+                .with_start_time(wall.checked_sub(since).unwrap_or(wall))
+                .with_attributes([
+                    KeyValue::new(names::SCOPE, change.scope),
+                    KeyValue::new(names::ORIGIN, change.origin.as_str().to_owned()),
+                    KeyValue::new(names::LAG, i64::try_from(lag_ms).unwrap_or(i64::MAX)),
+                ])
+                .with_links(links)
+                .start_with_context(&on.tracer, &parent);
+            open.push(Open::Apply(span));
+        }
+    }
+}
+
+impl On {
+    fn span(&self, parent: Option<&Span>, name: &str, kind: &str) -> Span {
+        dispatcher::with_default(&self.dispatch, || match parent {
+            Some(parent) => {
+                info_span!(target: TARGET, parent: parent, "span", otel.name = name, otel.kind = kind)
+            }
+            None => info_span!(target: TARGET, parent: None, "span", otel.name = name, otel.kind = kind),
+        })
+    }
+}
+
+/// A context of somewhere else.
+fn span_context(context: &TraceContext) -> SpanContext {
+    SpanContext::new(
+        TraceId::from_bytes(context.trace_id),
+        SpanId::from_bytes(context.span_id),
+        TraceFlags::new(context.flags),
+        true,
+        TraceState::default(),
+    )
+}

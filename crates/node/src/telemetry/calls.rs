@@ -1,0 +1,136 @@
+//! The span of a call, from its headers to the end of its answer.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use opentelemetry::trace::Status as SpanStatus;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tower::Service;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::{Telemetry, names};
+
+/// The span of the call that a request belongs to, among its extensions. Absent when the call is not sampled.
+#[derive(Debug, Clone)]
+pub(crate) struct CallSpan(pub(crate) Span);
+
+/// A service whose calls have spans.
+#[derive(Clone)]
+pub(crate) struct Followed<S> {
+    service: S,
+    telemetry: Telemetry,
+}
+
+impl<S> Followed<S> {
+    pub(crate) fn new(service: S, telemetry: &Telemetry) -> Self {
+        Self { service, telemetry: telemetry.clone() }
+    }
+}
+
+impl<S: NamedService> NamedService for Followed<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+type Answer = Result<http::Response<Body>, Infallible>;
+type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+impl<S> Service<http::Request<Body>> for Followed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future = Answering>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Answering {
+        let Some(span) = self.telemetry.server(request.uri().path(), request.headers()) else {
+            return self.service.call(request); // nearly always
+        };
+        request.extensions_mut().insert(CallSpan(span.clone()));
+        let span = Ending { span, code: None };
+        let answer = self.service.call(request);
+        Box::pin(async move {
+            let mut span = span;
+            let Ok(answer) = answer.await;
+            span.told(answer.headers());
+            Ok(answer.map(|body| Body::new(Carried { body, span })))
+        })
+    }
+}
+
+/// Ends the span with what the call's status was; a call that ends without one was cancelled by its client.
+struct Ending {
+    span: Span,
+    code: Option<Code>,
+}
+
+impl Ending {
+    /// Looks for the status: among the headers of an answer without a message, or behind the last message.
+    fn told(&mut self, headers: &HeaderMap) {
+        if headers.contains_key("grpc-status") {
+            self.code = Status::from_header_map(headers).map(|status| status.code());
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let code = self.code.unwrap_or(Code::Cancelled);
+        self.span.set_attribute(names::RPC_STATUS, i64::from(i32::from(code)));
+        // Of a server these are errors; the others are the client's, by OpenTelemetry's conventions.
+        if matches!(
+            code,
+            Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
+        ) {
+            self.span.set_status(SpanStatus::error("")); // the text of an error may name what a client wrote
+        }
+    }
+}
+
+/// An answer on its way, with the span that ends behind it.
+struct Carried {
+    body: Body,
+    span: Ending,
+}
+
+impl http_body::Body for Carried {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.span.told(trailers);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,132 @@
+//! The list of names, and a collector for tests of whole nodes.
+#![allow(clippy::unwrap_used)] // a failed assumption of a test is a failed test
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+use tropism_wire::DESCRIPTORS;
+
+use super::names;
+
+/// Takes spans over OTLP/gRPC and keeps them.
+#[derive(Clone, Default)]
+pub(crate) struct Collector {
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+/// A span with the resource it came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) span: Span,
+    pub(crate) resource: Vec<KeyValue>,
+}
+
+impl Received {
+    pub(crate) fn region(&self) -> String {
+        text(&self.resource, names::REGION)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        text(&self.span.attributes, name)
+    }
+}
+
+/// An attribute, as text; empty when it is not there.
+fn text(attributes: &[KeyValue], name: &str) -> String {
+    let found = attributes.iter().find(|attribute| attribute.key == name);
+    match found.and_then(|attribute| attribute.value.clone()).and_then(|value| value.value) {
+        Some(Value::StringValue(text)) => text,
+        Some(Value::IntValue(number)) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+impl Collector {
+    /// Serves on a port of its own.
+    pub(crate) async fn start() -> (Self, SocketAddr) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, collector) = (listener.local_addr().unwrap(), Self::default());
+        let service = TraceServiceServer::new(collector.clone());
+        let served = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(served.serve_with_incoming(TcpListenerStream::new(listener)));
+        (collector, address)
+    }
+
+    /// Everything so far.
+    pub(crate) fn all(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// Waits until there are so many spans of this kind.
+    pub(crate) async fn until(&self, count: usize, is_meant: impl Fn(&Received) -> bool) -> Vec<Received> {
+        let begun = std::time::Instant::now();
+        loop {
+            let mut found = self.all();
+            found.retain(&is_meant);
+            if found.len() >= count {
+                return found;
+            }
+            assert!(begun.elapsed().as_secs() < 30, "{count} are waited for: {:#?}", self.all());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let mut received = self.received.lock().unwrap();
+        for from in request.into_inner().resource_spans {
+            let resource = from.resource.unwrap().attributes;
+            let spans = from.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            received.extend(spans.map(|span| Received { span, resource: resource.clone() }));
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[test]
+fn every_method_that_clients_call_has_a_name_and_no_other() {
+    let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap().file;
+    let mut methods = BTreeSet::new();
+    for file in files.iter().filter(|file| file.package() == "tropism.v1") {
+        for service in file.service.iter().filter(|service| service.name() != "PeerService") {
+            let name = format!("tropism.v1.{}", service.name());
+            methods.extend(service.method.iter().map(|method| (name.clone(), method.name().to_owned())));
+        }
+    }
+    let listed: BTreeSet<(String, String)> =
+        names::METHODS.iter().map(|(service, method)| ((*service).into(), (*method).into())).collect();
+    assert_eq!(listed, methods);
+    assert_eq!(names::method("/tropism.v1.StateService/Get"), ("tropism.v1.StateService", "Get"));
+    assert_eq!(names::method("/tropism.v1.StateService/\u{1b}[31m"), (names::OTHER, names::OTHER));
+}
+
+#[test]
+fn the_page_lists_the_names_that_there_are() {
+    let page = include_str!("../../../../docs/operations/telemetry.md");
+    let rows = |heading: &str| -> BTreeSet<&str> {
+        let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()
+    };
+    let spans: BTreeSet<&str> = names::SPANS.iter().copied().chain(["SERVICE/METHOD"]).collect();
+    assert_eq!(rows("Spans"), spans);
+    assert_eq!(rows("Attributes"), names::ATTRIBUTES.iter().copied().collect());
+}
