@@ -515,6 +515,9 @@ pub(crate) struct DevStart {
     /// Write where everything is to this file once all regions serve.
     #[arg(long, value_name = "FILE")]
     pub(crate) ready_file: Option<PathBuf>,
+    /// Trace every call, and export to this OpenTelemetry collector (OTLP over gRPC), like http://127.0.0.1:4317.
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -60,6 +60,7 @@ async fn run(args: Demo, out: &mut Output) -> Result<(), Failure> {
         ready_file: None,
         state: None, // a tour must not become the world that other commands find
         node_command: node_command()?,
+        otlp: None,
     };
     let mut screen = Screen { terminal: io::stderr().is_terminal(), waiting: false, out };
     screen.progress("starting the regions ...");

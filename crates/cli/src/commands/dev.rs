@@ -41,6 +41,7 @@ async fn start(args: DevStart) -> Result<(), Failure> {
         ready_file: args.ready_file,
         state: state_directory(),
         node_command: node_command()?,
+        otlp: args.otlp,
     };
     let mut signals = StopSignals::catch()?;
     say("starting the regions ...");

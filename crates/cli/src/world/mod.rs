@@ -95,6 +95,8 @@ pub(crate) struct Options {
     pub(crate) state: Option<PathBuf>,
     /// Program and arguments of a node; the path of its configuration is added. See [`node_command`].
     pub(crate) node_command: Vec<OsString>,
+    /// URL of the collector that gets a trace of every call.
+    pub(crate) otlp: Option<String>,
 }
 
 /// A regions file, read.
@@ -167,7 +169,8 @@ impl World {
                 peers.push((peer, network.reach(&plan.region, &peer.region, target, Traffic::Peers).await?));
             }
             let config = plan.directory.join("node.toml");
-            write_public(&config, plan.config(&peers, &secret_file, &regions_file)?.as_bytes())?;
+            let text = plan.config(&peers, &secret_file, &regions_file, options.otlp.as_deref())?;
+            write_public(&config, text.as_bytes())?;
             let log = plan.directory.join("log");
             File::create(&log).map_err(|error| WorldError::system(log.display().to_string(), error))?;
             let command = options.node_command.clone();
@@ -313,6 +316,7 @@ impl Plan {
         peers: &[(&Plan, SocketAddr)],
         secret: &Path,
         regions: &Path,
+        otlp: Option<&str>,
     ) -> Result<String, WorldError> {
         let path = |path: &Path| match path.to_str() {
             Some(text) => Ok(quoted(text)),
@@ -334,6 +338,9 @@ impl Plan {
             path(secret)?,
             path(regions)?,
         );
+        if let Some(otlp) = otlp {
+            text += &format!("[telemetry]\notlp = {}\nsampling = 1.0\n", quoted(otlp));
+        }
         for (peer, address) in peers {
             let (id, region) = (quoted(&peer.id), quoted(&peer.region));
             text += &format!("[[peer]]\nid = {id}\nregion = {region}\naddress = \"{address}\"\n");

@@ -242,6 +242,7 @@ fn options(data: &Path) -> Options {
         ready_file: Some(data.join("ready.json")),
         state: Some(data.join("state")),
         node_command: ["/bin/sh", "-c", &pretend].map(Into::into).into(),
+        otlp: None,
     }
 }
 
