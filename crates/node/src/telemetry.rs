@@ -69,9 +69,10 @@ struct On {
 }
 
 /// A span that ends when this is dropped.
+#[expect(dead_code, reason = "what is in it is dropped, not read")]
 pub(crate) enum Open {
     Commit(Span),
-    Apply(opentelemetry_sdk::trace::Span),
+    Apply(Box<opentelemetry_sdk::trace::Span>),
 }
 
 /// What makes the exporter stop.
@@ -132,7 +133,11 @@ impl Telemetry {
     /// Spans that wait for the collector, how many may wait, and how many were dropped; `None` when nothing is exported.
     pub(crate) fn queue(&self) -> Option<(usize, usize, u64)> {
         let counts = &self.on.as_ref()?.counts;
-        Some((usize::try_from(counts.waiting()).unwrap_or(usize::MAX), export::QUEUE_SPANS, counts.dropped()))
+        Some((
+            usize::try_from(counts.waiting()).unwrap_or(usize::MAX),
+            export::WAITING_SPANS,
+            counts.dropped(),
+        ))
     }
 
     /// What a write carries that has no span here: its client's context, for regions that do export.
@@ -168,7 +173,7 @@ impl Telemetry {
         };
         let (service, method) = names::method(path);
         let name = if method == names::OTHER { names::OTHER } else { path.trim_start_matches('/') };
-        let span = on.span(None, name, "server");
+        let span = on.span(name, "server");
         if let Some(parent) = parent {
             // It was not entered or asked for its context yet, so this cannot fail.
             span.set_parent(Context::new().with_remote_span_context(span_context(&parent))).ok();
@@ -182,7 +187,8 @@ impl Telemetry {
     /// The span of a write's commit within a sampled call, and what its change carries.
     pub(crate) fn commit(&self, call: Option<&Span>, scope: &str) -> Option<(Span, TraceContext)> {
         let (on, call) = (self.on.as_ref()?, call?);
-        let span = on.span(Some(call), names::COMMIT, "internal");
+        let span = on.span(names::COMMIT, "internal");
+        span.set_parent(call.context()).ok(); // as above
         span.set_attribute(names::SCOPE, scope.to_owned());
         let context = span.context();
         let context = context.span().span_context().clone();
@@ -218,19 +224,19 @@ impl Telemetry {
                 ])
                 .with_links(links)
                 .start_with_context(&on.tracer, &parent);
-            open.push(Open::Apply(span));
+            open.push(Open::Apply(Box::new(span)));
         }
     }
 }
 
 impl On {
-    fn span(&self, parent: Option<&Span>, name: &str, kind: &str) -> Span {
-        dispatcher::with_default(&self.dispatch, || match parent {
-            Some(parent) => {
-                info_span!(target: TARGET, parent: parent, "span", otel.name = name, otel.kind = kind)
-            }
-            None => info_span!(target: TARGET, parent: None, "span", otel.name = name, otel.kind = kind),
-        })
+    /// Never a child by `tracing`'s own rules: the registry lets go of a parent through the default subscriber of the
+    /// thread, which is not this one, so that the parent would never end. Parents are set by their contexts.
+    fn span(&self, name: &str, kind: &str) -> Span {
+        dispatcher::with_default(
+            &self.dispatch,
+            || info_span!(target: TARGET, parent: None, "span", otel.name = name, otel.kind = kind),
+        )
     }
 }
 

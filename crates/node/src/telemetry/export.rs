@@ -21,6 +21,8 @@ use tracing::warn;
 pub(crate) const QUEUE_SPANS: usize = 4_096;
 /// Spans of one message: far below the 4 MiB that a collector takes.
 const BATCH_SPANS: usize = 512;
+/// Spans that can wait at once: those of the queue, and the batch that is being sent.
+pub(crate) const WAITING_SPANS: usize = QUEUE_SPANS + BATCH_SPANS;
 /// How long a span waits for company.
 const LINGER: Duration = Duration::from_millis(500);
 /// How long the collector may take for a batch; then it is dropped.
@@ -44,12 +46,6 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Spans that the collector has taken.
-    #[cfg(test)]
-    pub(crate) fn exported(&self) -> u64 {
-        self.exported.load(Ordering::Relaxed)
-    }
-
     /// Spans that were dropped.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
