@@ -1,6 +1,7 @@
 """A client that shares no code with ours: grpcio, with stubs made from proto/, against a running world.
 
-Usage: check.py PROTO_DIR READY_FILE. Prints one line a check and closes with the count.
+Usage: check.py PROTO_DIR READY_FILE COLLECTOR_PORT: the world exports its traces to that port of this machine. Prints
+one line a check and closes with the count.
 """
 
 import json
@@ -8,13 +9,16 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent import futures
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 proto_dir, ready_file = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 stubs = tempfile.mkdtemp()
@@ -30,6 +34,33 @@ channels = {r["name"]: grpc.insecure_channel(r["endpoint"].removeprefix("http://
 state = {name: state_pb2_grpc.StateServiceStub(channel) for name, channel in channels.items()}
 tokyo, dallas = state["tokyo"], state["dallas"]
 checks = []
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes what the world exports."""
+
+    def __init__(self, port):
+        self.lock, self.spans = threading.Lock(), []
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, server)
+        assert server.add_insecure_port(f"127.0.0.1:{port}"), f"port {port} is taken"
+        server.start()
+        self.server = server
+
+    def Export(self, request, context):
+        with self.lock:
+            for resource in request.resource_spans:
+                named = {a.key: a.value.string_value for a in resource.resource.attributes}
+                for spans in resource.scope_spans:
+                    self.spans += [(named["tropism.region"], span) for span in spans.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def of(self, trace_id):
+        with self.lock:
+            return [(region, span) for region, span in self.spans if span.trace_id.hex() == trace_id]
+
+
+collector = Collector(int(sys.argv[3]))
 
 
 def check(function):
@@ -185,6 +216,21 @@ def keys_that_are_not_parked_say_so_and_nothing_is_dropped_by_mistake():
     refused(lambda: parked.DropParked(request), invalid, "MISSING_FIELD", "confirm")
     request = parked_pb2.DropParkedRequest(**(known | {"node": "elsewhere"}), confirm=True)
     refused(lambda: parked.DropParked(request), failed, "WRONG_NODE", "node")
+
+
+@check
+def a_write_is_one_trace_through_all_regions():
+    trace_id, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    metadata = [("traceparent", f"00-{trace_id}-{parent}-01")]
+    request = state_pb2.PutRequest(scope="shop/carts", key="traced", value=json_value('{"a":"hidden"}'))
+    tokyo.Put(request, timeout=10, metadata=metadata)
+    eventually(lambda: len(collector.of(trace_id)), 4)
+    spans = {(region, span.name): span for region, span in collector.of(trace_id)}
+    call, commit = spans["tokyo", "tropism.v1.StateService/Put"], spans["tokyo", "commit"]
+    assert call.parent_span_id.hex() == parent and commit.parent_span_id == call.span_id, spans
+    others = [spans[region, "apply"] for region in channels if region != "tokyo"]
+    assert len(others) == 2 and all(apply.parent_span_id == commit.span_id for apply in others), spans
+    assert "hidden" not in str(spans) and "traced" not in str(spans), spans
 
 
 @check
