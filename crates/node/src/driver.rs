@@ -344,7 +344,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Boots a replica on a store and starts its threads; spans of what it applies go to `telemetry`. When this returns, what boot wrote is durable.
+    /// Boots a replica on a store and starts its threads; spans of what it applies go to `telemetry`. When this returns,
+    /// what boot wrote is durable.
     pub fn start(
         mut store: Store,
         identity: Identity,

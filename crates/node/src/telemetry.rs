@@ -1,9 +1,9 @@
 //! Traces that cross regions: a span for a call, one for its commit here, one wherever its change is applied.
 //!
-//! The decision falls when a call comes ([`Telemetry::server`]): a client's `traceparent` decides, without one the node's
-//! own share of calls. A call that is not sampled costs a look at its headers and a random number. Spans live in a
-//! subscriber of their own: no log line and no field of one can get into a trace, and several nodes in a process tell
-//! nothing about each other. What the replica applied it tells as data; the spans of that are made here, too.
+//! The decision falls when a call comes: a client's `traceparent` decides, without one the node's own share of calls. A
+//! call that is not sampled costs a look at its headers and a random number. Spans live in a subscriber of their own: no
+//! log line and no field of one can get into a trace, and several nodes in a process tell nothing about each other. What
+//! the replica applied it tells as data; the spans of that are made here, too.
 
 use std::fmt;
 use std::io;
