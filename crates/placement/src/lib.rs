@@ -9,6 +9,7 @@ mod access;
 mod config;
 mod cost;
 mod decision;
+mod directory;
 mod name;
 mod placing;
 mod record;
@@ -30,6 +31,7 @@ pub use decision::{
     Alternative, Blocker, Budgets, CHANGES_PER_DAY, COPY_SHARE, Decision, EXPLAINED_ALTERNATIVES,
     Explanation, History, INBOUND_LEARNERS, Knobs, Reason, Situation, decide, evaluate,
 };
+pub use directory::{Directory, MAX_STORED_RECORDS, Refusal};
 pub use name::{
     MAX_KEY_BYTES, MAX_REGION_NAME_BYTES, MAX_SCOPE_NAME_BYTES, NameError, RegionName, ScopeName, check_key,
 };

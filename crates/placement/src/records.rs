@@ -1,9 +1,9 @@
 //! What a node knows of where scopes are held: the rules, and the records that the directory stores because they differ
 //! from what the rules imply.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use thiserror::Error;
 
 use crate::name::{RegionName, ScopeName};
@@ -161,17 +161,18 @@ impl StoredRecord {
     }
 }
 
-/// What a node knows of where scopes are held. Invariant: of each name the newest record that was adopted.
+/// What a node knows of where scopes are held. Invariant: of each name the newest record that was adopted. Cheap to clone: whoever reads has the records of one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Records {
-    rules: Rules,
-    stored: BTreeMap<ScopeName, StoredRecord>,
+    rules: Arc<Rules>,
+    stored: OrdMap<ScopeName, StoredRecord>,
+    version: u64,
 }
 
 impl Records {
     /// What the rules imply.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, stored: BTreeMap::new() }
+        Self { rules: Arc::new(rules), stored: OrdMap::new(), version: 0 }
     }
 
     /// The rules.
@@ -219,11 +220,17 @@ impl Records {
         })
     }
 
+    /// Grows with every record that was taken.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// Takes a newer record; says whether it was one.
     pub fn adopt(&mut self, record: StoredRecord) -> bool {
         let newer = record.epoch() > self.epoch(&record.scope.name);
         if newer {
             self.stored.insert(record.scope.name.clone(), record);
+            self.version += 1;
         }
         newer
     }

@@ -98,6 +98,36 @@ impl<R: Clone + Ord> Membership<R> {
         newer
     }
 
+    /// Whether the same regions are the same; who is the steward's may differ.
+    pub fn same_members(&self, other: &Self) -> bool {
+        Self::sorted(&self.serving) == Self::sorted(&other.serving)
+            && Self::sorted(&self.learners) == Self::sorted(&other.learners)
+            && Self::sorted(&self.leaving) == Self::sorted(&other.leaving)
+    }
+
+    /// Whether these members can come next, whatever they waited for: one of the steps of [`next_membership`], or
+    /// [`give_up`].
+    pub fn is_step(&self, next: &Self) -> bool {
+        let (serving, learners) = (Self::sorted(&self.serving), Self::sorted(&self.learners));
+        let (will_serve, will_learn) = (Self::sorted(&next.serving), Self::sorted(&next.learners));
+        let stay = will_serve == serving;
+        match (self.learners.is_empty(), self.leaving.is_empty()) {
+            // EXPAND, or SHRINK.
+            (true, true) if next.leaving.is_empty() => stay && will_learn.is_disjoint(&serving),
+            (true, true) => {
+                let left: BTreeSet<&R> = serving.difference(&will_serve).copied().collect();
+                will_learn.is_empty() && will_serve.is_subset(&serving) && Self::sorted(&next.leaving) == left
+            }
+            // JOINT, or learners are given up.
+            (false, true) => {
+                let joined = will_serve == serving.union(&learners).copied().collect();
+                next.leaving.is_empty() && will_learn.is_empty() && (stay || joined)
+            }
+            // RETIRE.
+            (_, false) => stay && will_learn == learners && next.leaving.is_empty(),
+        }
+    }
+
     fn sorted(list: &[R]) -> BTreeSet<&R> {
         list.iter().collect()
     }

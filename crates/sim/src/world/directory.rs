@@ -1,9 +1,10 @@
 //! The directory as a model: a register that compares and sets, and tells every node late, early, twice, or not for long.
 
-use tropism_placement::{Records, RegionName, ScopeName, StoredRecord};
+use tropism_placement::{Directory as Decided, Records, Refusal, RegionName, ScopeName, StoredRecord};
 use tropism_replica::Input;
 
 use super::{What, World};
+use crate::checkers::Promise;
 use crate::rng::Rng;
 
 /// The fewest regions that a scope is sent to: what one disk alone has is lost with it.
@@ -11,7 +12,11 @@ const LEAST_REGIONS: usize = 2;
 
 /// What was decided, and how it reaches the nodes.
 pub(super) struct Directory {
+    decided: Decided,
+    /// The same, beside the rules.
     pub(super) records: Records,
+    /// In which life and up to which revision each node heard of it.
+    heard: Vec<(u64, u64)>,
     rng: Rng,
     /// Until when nobody can decide anything, us.
     down_until_us: u64,
@@ -20,7 +25,8 @@ pub(super) struct Directory {
 impl Directory {
     pub(super) fn new(seed: u64, records: Records) -> Self {
         // A draw of its own, so that worlds without moves are what they were.
-        Self { records, rng: Rng::new(seed ^ 0x006d_6f76_6573), down_until_us: 0 }
+        let rng = Rng::new(seed ^ 0x006d_6f76_6573);
+        Self { decided: Decided::default(), records, heard: Vec::new(), rng, down_until_us: 0 }
     }
 }
 
@@ -35,12 +41,16 @@ impl World {
         self.schedule(in_us, What::Feed { at, life });
     }
 
-    /// A node hears everything that the directory has.
+    /// A node hears everything that the directory has and it has not heard in this life.
     pub(super) fn feed(&mut self, at: usize, life: u64) {
         if self.nodes[at].life != life {
             return; // it hears it when it starts
         }
-        let records: Vec<StoredRecord> = self.directory.records.all_stored().cloned().collect();
+        let heard = &mut self.directory.heard;
+        heard.resize(self.nodes.len().max(heard.len()), (0, 0));
+        let after = if heard[at].0 == life { heard[at].1 } else { 0 };
+        heard[at] = (life, self.directory.decided.revision());
+        let records = self.directory.decided.since(after).map(|(_, record)| record.clone()).collect();
         self.input(at, Input::Records { records, all: true });
     }
 
@@ -60,8 +70,14 @@ impl World {
         if self.directory.down_until_us > self.now_us && !self.settling {
             return self.cover("the directory was down");
         }
-        if record.epoch() != self.directory.records.epoch(&name) + 1 {
-            return self.cover("a proposal came too late");
+        match self.directory.decided.decide(record.clone()) {
+            Ok(_) if self.directory.records.epoch(&name) == record.epoch() => return, // it was proposed before
+            Ok(_) => {}
+            Err(Refusal::Late { .. }) => return self.cover("a proposal came too late"),
+            Err(refusal) => {
+                let text = format!("a record was proposed that cannot be: {refusal}");
+                return self.checkers.violated(Promise::Service, Vec::new(), text);
+            }
         }
         let members = &record.members;
         let what = match (members.learners.is_empty(), members.leaving.is_empty()) {
