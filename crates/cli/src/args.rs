@@ -61,7 +61,7 @@ pub(crate) enum Command {
     Parked(Parked),
     /// List scopes.
     Scopes(Scopes),
-    /// Show a scope: where it lives and what is in it.
+    /// Show a scope, move it to other regions, drop it or create it anew.
     Scope(Scope),
     /// Compare all members of a scope: equal, or which keys differ and why.
     Verify(Verify),
@@ -462,8 +462,75 @@ pub(crate) struct Scopes {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tropism scope shop/carts")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  tropism scope shop/carts\n  tropism scope move shop/carts --to tokyo,frankfurt\n  \
+                  tropism scope drop shop/carts --yes"
+)]
 pub(crate) struct Scope {
+    #[command(subcommand)]
+    pub(crate) action: Option<ScopeAction>,
+    #[command(flatten)]
+    pub(crate) show: ScopeShow,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScopeShow {
+    /// The scope, like shop/carts: where it lives and what is in it.
+    #[arg(value_parser = scope_name, required = true)]
+    pub(crate) scope: Option<String>,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ScopeAction {
+    /// Move a scope to other regions; reads and writes go on.
+    Move(ScopeMove),
+    /// Drop a scope with all its keys, in every region.
+    Drop(ScopeDrop),
+    /// Create a scope anew that was dropped.
+    Create(ScopeCreate),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  tropism scope move shop/carts --to tokyo,frankfurt\n  tropism scope move shop/carts --stay"
+)]
+pub(crate) struct ScopeMove {
+    /// The scope, like shop/carts.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: String,
+    /// The regions that shall serve it.
+    #[arg(long, value_name = "REGION,..", value_delimiter = ',', required_unless_present = "stay")]
+    pub(crate) to: Vec<String>,
+    /// End what is under way, where that can be.
+    #[arg(long, conflicts_with = "to")]
+    pub(crate) stay: bool,
+    /// Return when the move is decided, not when the scope is there.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism scope drop shop/carts --yes")]
+pub(crate) struct ScopeDrop {
+    /// The scope, like shop/carts.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: String,
+    /// Really: its keys are gone everywhere and do not come back.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism scope create shop/carts")]
+pub(crate) struct ScopeCreate {
     /// The scope, like shop/carts.
     #[arg(value_parser = scope_name)]
     pub(crate) scope: String,
@@ -693,8 +760,15 @@ impl Command {
             | Command::Stamp(Stamp { connection, .. })
             | Command::Status(Status { connection, .. })
             | Command::Scopes(Scopes { connection, .. })
-            | Command::Verify(Verify { connection, .. })
-            | Command::Scope(Scope { connection, .. }) => connection.json,
+            | Command::Verify(Verify { connection, .. }) => connection.json,
+            Command::Scope(Scope { action, show }) => match action {
+                None => show.connection.json,
+                Some(
+                    ScopeAction::Move(ScopeMove { connection, .. })
+                    | ScopeAction::Drop(ScopeDrop { connection, .. })
+                    | ScopeAction::Create(ScopeCreate { connection, .. }),
+                ) => connection.json,
+            },
             Command::Parked(Parked { action }) => match action {
                 ParkedAction::List(ParkedList { at, .. })
                 | ParkedAction::Show(ParkedShow { at, .. })

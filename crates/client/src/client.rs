@@ -358,6 +358,30 @@ impl Client {
         answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
     }
 
+    /// Drops a scope of this incarnation with all its keys, in every region. Asking again changes nothing.
+    pub async fn drop_scope(&self, name: &str, incarnation: u64) -> Result<v1::DropScopeResponse, Error> {
+        let request = v1::DropScopeRequest { name: name.to_owned(), incarnation };
+        let call = |channel, request| async move { scopes(channel).drop_scope(request).await };
+        self.nodes.call(Nature::Read, self.timeout, &request, call).await
+    }
+
+    /// Creates a dropped scope anew; one that is there is as it was.
+    pub async fn create_scope(&self, name: &str) -> Result<v1::Scope, Error> {
+        let request = v1::CreateScopeRequest { name: name.to_owned() };
+        let call = |channel, request| async move { scopes(channel).create_scope(request).await };
+        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
+    }
+
+    /// Sends a scope on its way to these regions, the steward's first; none: it stays where it is.
+    pub async fn move_scope(&self, name: &str, regions: Vec<String>) -> Result<v1::Scope, Error> {
+        let stay = regions.is_empty();
+        let request = v1::MoveScopeRequest { name: name.to_owned(), regions, stay };
+        let call = |channel, request| async move { scopes(channel).move_scope(request).await };
+        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
+    }
+
     /// A page of the scopes at or below `prefix` that the answering node knows, by name, and the token of the next page;
     /// empty at the end. Begins with an empty token.
     pub async fn scopes(&self, prefix: &str, page_token: Bytes) -> Result<(Vec<v1::Scope>, Bytes), Error> {

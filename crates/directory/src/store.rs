@@ -194,8 +194,8 @@ impl RaftLogStorage<Types> for Log {
                 batch.insert(&self.0.log, entry.log_id.index.to_be_bytes(), json(&entry));
             }
         });
-        let told = written.as_ref().map(|()| ()).map_err(|problem| io::Error::other(problem.to_string()));
-        callback.log_io_completed(told);
+        let told = written.as_ref().map_err(|problem| io::Error::other(problem.to_string()));
+        callback.log_io_completed(told.copied());
         written.map_err(log_written)
     }
 

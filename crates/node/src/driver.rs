@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tracing::{Span, debug, error, info, warn};
 use tropism_crdt::{ClockError, NodeId, Stamp};
-use tropism_placement::ShardId;
+use tropism_placement::{Records, ShardId, StoredRecord};
 use tropism_replica::limits::WINDOW_US;
 use tropism_replica::{
     BootError, Event, Foreground, Frame, Hello, Identity, Input, Latencies, Now, Output, ParkedCall,
@@ -34,6 +34,8 @@ use crate::telemetry::{Open, Telemetry};
 
 /// Calls that wait for the replica; beyond it they are shed. At 30 000 writes a second this is a tenth of a second.
 pub const INPUT_QUEUE: usize = 4_096;
+/// Proposals of a steward that wait to be carried to the directory; those beyond are made again.
+const PROPOSALS: usize = 64;
 /// Inputs of one turn: bounds the batch and how long the first of them waits for the last.
 const TURN_INPUTS: usize = 1_024;
 /// A turn that has lasted so long takes no more inputs: what a peer sends at once while this node catches up would keep
@@ -109,6 +111,8 @@ pub struct Published {
     pub rebuild: Option<RebuildStatus>,
     /// The store stands in the place of one that was lost: what only this region holds is not served.
     pub lost: Option<RebuildRow>,
+    /// Where scopes are held.
+    pub records: Arc<Records>,
 }
 
 /// Why a call got no answer from the replica. No effect, unless it says otherwise.
@@ -202,6 +206,10 @@ pub(crate) enum Message {
         key: Option<String>,
     },
     Salvage(Vec<Bytes>),
+    Records {
+        records: Vec<StoredRecord>,
+        all: bool,
+    },
     /// The turn before is durable: the open one can end.
     Synced,
     Stop,
@@ -230,6 +238,7 @@ pub struct Handle {
     commits: watch::Receiver<u64>,
     failed: watch::Receiver<Option<Failure>>,
     time: Time,
+    proposals: Arc<Mutex<Option<mpsc::Receiver<StoredRecord>>>>,
 }
 
 impl Handle {
@@ -281,6 +290,17 @@ impl Handle {
     pub(crate) async fn salvage(&self, changes: Vec<Bytes>) {
         let Ok(place) = self.calls.clone().acquire_owned().await else { return }; // never closed
         self.send(Queued { message: Message::Salvage(changes), place: Some(place) });
+    }
+
+    /// Records that the directory decided; `all`: with those before they are all that it had at some time after this start.
+    pub(crate) async fn records(&self, records: Vec<StoredRecord>, all: bool) {
+        let Ok(place) = self.calls.clone().acquire_owned().await else { return }; // never closed
+        self.send(Queued { message: Message::Records { records, all }, place: Some(place) });
+    }
+
+    /// What the replica proposes as the steward of scopes that are on their way, for whoever takes it first.
+    pub(crate) fn take_proposals(&self) -> Option<mpsc::Receiver<StoredRecord>> {
+        self.proposals.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The last synced state.
@@ -370,13 +390,16 @@ impl Driver {
             settling: replica.settling(),
             rebuild: replica.rebuild_status(now),
             lost: replica.lost().cloned(),
+            records: Arc::new(replica.records().clone()),
         }));
         let (messages, inbox) = channel();
         let mut inbox = Inbox::new(inbox);
         let latencies = Arc::new(Mutex::new(Latencies::default()));
         let (commits_sender, commits) = watch::channel(store.head().commit);
         let (failed_sender, failed) = watch::channel(None);
+        let (proposed, proposals) = mpsc::channel(PROPOSALS);
         let handle = Handle {
+            proposals: Arc::new(Mutex::new(Some(proposals))),
             messages: messages.clone(),
             calls: Arc::new(Semaphore::new(INPUT_QUEUE)),
             published: published.clone(),
@@ -424,6 +447,7 @@ impl Driver {
             late_us: 0,
             telemetry,
             spans: Vec::new(),
+            proposed,
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
             if let Err(failure) = turns.run(&mut inbox) {
@@ -456,6 +480,8 @@ impl Drop for Driver {
 /// What the replica's thread owns.
 struct Turns {
     replica: Replica,
+    /// Where steps of moves are proposed.
+    proposed: mpsc::Sender<StoredRecord>,
     store: Store,
     sync: SyncThread,
     time: Time,
@@ -702,6 +728,11 @@ impl Turns {
             settling: self.replica.settling(),
             rebuild: self.replica.rebuild_status(now),
             lost: self.replica.lost().cloned(),
+            records: if last.records.version() == self.replica.records().version() {
+                last.records.clone()
+            } else {
+                Arc::new(self.replica.records().clone())
+            },
         }
     }
 
@@ -764,6 +795,7 @@ impl Turns {
             Message::Frame { .. } => return Ok(()), // sorted elsewhere
             Message::Settle { shard, key } => Input::Settle { shard, key },
             Message::Salvage(changes) => Input::Salvage(changes),
+            Message::Records { records, all } => Input::Records { records, all },
             Message::Synced => {
                 self.inputs -= 1;
                 return Ok(());
@@ -781,8 +813,11 @@ impl Turns {
                     leaving.push(Leaving::Reply(reply, outcome));
                 }
             }
-            // Without a directory no scope has a record of its own, and nobody proposes another.
-            Output::Propose(record) => debug!(scope = %record.scope, "no directory takes a record"),
+            Output::Propose(record) => {
+                if self.proposed.try_send(*record).is_err() {
+                    debug!("a step of a move is not proposed now: too many are"); // the steward proposes it again
+                }
+            }
             Output::Parked { ticket, outcome } => {
                 if let Some(reply) = self.parked.remove(&ticket) {
                     leaving.push(Leaving::Parked(reply, outcome));

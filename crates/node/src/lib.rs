@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod config;
+pub mod directory;
 pub mod driver;
 mod inbox;
 mod lane;

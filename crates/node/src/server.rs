@@ -28,6 +28,7 @@ use tropism_wire::{DESCRIPTORS, v1};
 
 use crate::api::{Api, ApiConfig};
 use crate::config::{CheckedConfig, Engine};
+use crate::directory::{DirectoryConfig, DirectoryThread, Service, voters};
 use crate::driver::{Driver, Failure, Witnessed};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
@@ -53,6 +54,8 @@ const FLUSH_TIME: Duration = Duration::from_secs(1);
 const LOG_DISK_PERCENT: u64 = 10;
 /// What it may take of memory for them, bytes.
 const MEMORY_LOG_BYTES: u64 = 1 << 30;
+/// Where a vote's store is, below the node's data directory.
+const DIRECTORY_DIR: &str = "directory";
 /// Bytes of metadata a call may bring: what the API refuses in words is below it.
 const HEADER_BYTES: u32 = 16 * 1024;
 
@@ -139,7 +142,7 @@ fn serve(
         peers: peers.clone(),
         digest_key: digest_key(&config.cluster.id, secret.as_bytes()),
         rules: regions.rules().clone(),
-        directory: false,
+        directory: true,
         log_keep_ms: LOG_KEEP_MS,
         log_keep_bytes: config.limits.log_bytes,
         part_bytes: PART_BYTES,
@@ -154,25 +157,36 @@ fn serve(
     let (telemetry, exporting) = Telemetry::start(checked, &start.version)?;
     let (driver, handle) = Driver::start(store, identity, witness, telemetry.clone())?;
     let traffic = Arc::new(Traffic::new(config.peers.iter().map(|peer| peer.id)));
+    let address = |peer: &crate::config::Peer| PeerAddress {
+        node: peer.id,
+        region: peer.region.clone(),
+        address: peer.address.clone(),
+    };
+    let addresses: Vec<PeerAddress> = config.peers.iter().map(address).collect();
+    let homes = addresses.iter().map(|peer| (peer.node, peer.region.clone()));
+    let homes = homes.chain([(config.node.id, config.node.region.clone())]).collect();
+    let directory = DirectoryConfig {
+        node: config.node.id,
+        cluster: config.cluster.id.clone(),
+        secret: secret.as_bytes().to_vec(),
+        policy: regions.rules().hash(),
+        peers: addresses.clone(),
+        voters: voters(&homes, regions),
+        path: durable.then(|| config.node.data_dir.join(DIRECTORY_DIR)),
+    };
+    let (directory_thread, directory, service) = DirectoryThread::start(directory, handle.clone())?;
     let links = Links::new(
         handle.clone(),
         config.node.id,
         config.cluster.id.clone(),
         secret.as_bytes(),
-        config
-            .peers
-            .iter()
-            .map(|peer| PeerAddress {
-                node: peer.id,
-                region: peer.region.clone(),
-                address: peer.address.clone(),
-            })
-            .collect(),
+        addresses,
         traffic.clone(),
         regions.rules().hash(),
     );
     let (phase, phases) = watch::channel(Phase::Serving);
-    let peer_thread = LinkThread { links, address: config.listen.peer, phases: phases.clone() };
+    let peer_thread =
+        LinkThread { links, directory: service, address: config.listen.peer, phases: phases.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut threads = Vec::new();
     let outcome = runtime.block_on(async {
@@ -197,6 +211,7 @@ fn serve(
             watches: config.limits.watches,
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
             telemetry,
+            directory,
         });
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut clients = Clients { api, phase: &phase, phases, lanes: Vec::new(), permits };
@@ -216,6 +231,7 @@ fn serve(
         }
     }
     runtime.shutdown_background();
+    directory_thread.stop();
     driver.stop();
     exporting.stop();
     outcome
@@ -419,6 +435,7 @@ async fn set_health(reporter: &tonic_health::server::HealthReporter, status: Ser
 /// The thread of the links, with a runtime of its own.
 struct LinkThread {
     links: Links,
+    directory: Service,
     address: SocketAddr,
     phases: watch::Receiver<Phase>,
 }
@@ -426,7 +443,7 @@ struct LinkThread {
 impl LinkThread {
     /// Listens, then accepts and dials on its own thread.
     fn start(self) -> Result<JoinHandle<()>, ServeError> {
-        let Self { links, address, phases } = self;
+        let Self { links, directory, address, phases } = self;
         let listener =
             std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })?;
         listener.set_nonblocking(true)?;
@@ -443,6 +460,7 @@ impl LinkThread {
                     .initial_stream_window_size(8 << 20)
                     .initial_connection_window_size(8 << 20)
                     .add_service(links.service())
+                    .add_service(directory.server())
                     .serve_with_incoming(incoming);
                 tokio::select! {
                     served = served => if let Err(error) = served {

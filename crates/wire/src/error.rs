@@ -119,6 +119,8 @@ reasons! {
     BadExpiry = InvalidArgument "BAD_EXPIRY",
     /// A range ends before it starts.
     BadRange = InvalidArgument "BAD_RANGE",
+    /// The regions of a move are none, too many, or one twice.
+    BadRegions = InvalidArgument "BAD_REGIONS",
     /// A durability names a number of regions that makes no sense.
     BadDurability = InvalidArgument "BAD_DURABILITY",
     /// A deadline in the metadata cannot be read.
@@ -151,6 +153,8 @@ reasons! {
     NoRule = FailedPrecondition "NO_RULE",
     /// The scope was dropped; only the directory can create it again.
     ScopeDropped = FailedPrecondition "SCOPE_DROPPED",
+    /// The scope's rule, or what holds it where it is, does not let its record change so.
+    PlacementRefused = FailedPrecondition "PLACEMENT_REFUSED",
     /// The key is visible and should not be.
     KeyExists = FailedPrecondition "KEY_EXISTS",
     /// The base version has not arrived here, or no longer exists; read again.
@@ -203,6 +207,8 @@ reasons! {
     ClockFenced = Unavailable "CLOCK_FENCED",
     /// The regions or owners that the durability needs cannot be reached; nothing was written.
     DurabilityUnreachable = Unavailable "DURABILITY_UNREACHABLE",
+    /// The directory cannot decide now; nothing was changed.
+    DirectoryUnavailable = Unavailable "DIRECTORY_UNAVAILABLE",
     /// The write may be there or not; repeat it with the same request id.
     OutcomeUnknown = Unavailable "OUTCOME_UNKNOWN",
 

@@ -42,7 +42,7 @@ fn the_descriptors_list_the_services_and_their_methods() {
         methods("StateService"),
         "Get BatchGet Put BatchPut Patch Increment BatchIncrement Delete Expire Scan Watch Stamp"
     );
-    assert_eq!(methods("ScopeService"), "GetScope ListScopes VerifyScope DropScope");
+    assert_eq!(methods("ScopeService"), "GetScope ListScopes VerifyScope DropScope CreateScope MoveScope");
     assert_eq!(methods("ParkedService"), "ListParked GetParked RetryParked DropParked");
     assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes");
     assert_eq!(methods("PeerService"), "Link");
@@ -451,7 +451,7 @@ fn an_implied_record_becomes_a_scope() {
     let regions = Regions::parse("three-continents.toml", text).unwrap();
     let name = ScopeName::new("stats/visits").unwrap();
     let rule = regions.rules().find(&name).unwrap();
-    let scope = to_proto::scope(&PlacementRecord::implied(1, rule, &name), true, None);
+    let scope = to_proto::scope(&PlacementRecord::implied(1, rule, &name), None, None);
     assert_eq!((scope.name.as_str(), scope.epoch, scope.kind()), ("stats/visits", 1, v1::Kind::Counter));
     assert_eq!(scope.serving, ["dallas", "frankfurt", "tokyo"]);
 }

@@ -1,6 +1,6 @@
 //! What lies below the shell into fields of answers. None of it can fail.
 
-use tropism_placement::{Durability, Kind, PlacementRecord, RegionName};
+use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, StoredRecord};
 
 use crate::v1;
 
@@ -24,7 +24,11 @@ pub fn durability(durability: Durability) -> v1::Durability {
 }
 
 /// A scope: its record, whether that follows from its rule alone, and what this node holds of it.
-pub fn scope(record: &PlacementRecord, implied: bool, usage: Option<v1::ScopeUsage>) -> v1::Scope {
+pub fn scope(
+    record: &PlacementRecord,
+    stored: Option<&StoredRecord>,
+    usage: Option<v1::ScopeUsage>,
+) -> v1::Scope {
     let names = |regions: &[RegionName]| regions.iter().map(|region| region.as_str().to_owned()).collect();
     v1::Scope {
         name: record.scope.name.as_str().to_owned(),
@@ -33,7 +37,8 @@ pub fn scope(record: &PlacementRecord, implied: bool, usage: Option<v1::ScopeUsa
         kind: kind(record.kind).into(),
         spread: record.spread.into(),
         rule: record.rule.to_string(),
-        implied,
+        implied: stored.is_none(),
+        goal: stored.and_then(|stored| stored.goal.as_deref()).map(names).unwrap_or_default(),
         serving: names(&record.serving),
         learners: names(&record.learners),
         leaving: names(&record.leaving),

@@ -7,6 +7,7 @@ mod load;
 mod parked;
 pub(crate) mod patch;
 mod range;
+mod scope;
 mod serve;
 mod status;
 mod verify;
@@ -42,8 +43,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Stamp(args) => wait(keys::stamp(&args, &mut out)),
         Command::Status(args) => wait(status::status(&args, &mut out)),
         Command::Parked(args) => wait(parked::parked(args, &mut out)),
-        Command::Scopes(args) => wait(status::scopes(args, &mut out)),
-        Command::Scope(args) => wait(status::scope(&args, &mut out)),
+        Command::Scopes(args) => wait(scope::scopes(args, &mut out)),
+        Command::Scope(args) => wait(scope::scope(args, &mut out)),
         Command::Verify(args) => wait(verify::verify(&args, &mut out)),
         Command::Dev(args) => dev::dev(args, &mut out),
         Command::Demo(args) => demo::demo(args, &mut out),

@@ -15,6 +15,9 @@ use crate::output::{Failure, Output, say};
 use crate::world::StopSignals;
 use crate::world::process::end_with_parent;
 
+/// What is not logged unless the configuration says so: consensus tells every step of its own.
+const QUIET: &str = "openraft=error";
+
 /// `serve`: until it is told to stop, or finds that it must not go on.
 pub(super) fn serve(args: Serve) -> Result<(), Failure> {
     let mut checked = NodeConfig::check(&args.config).map_err(|errors| Failure::Usage(errors.to_string()))?;
@@ -25,7 +28,8 @@ pub(super) fn serve(args: Serve) -> Result<(), Failure> {
         };
     }
     // The configuration's filters are known to parse; the fallback says what the log's default is.
-    let filter = EnvFilter::try_new(&checked.config.telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", checked.config.telemetry.log))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
     if args.end_with_stdin {
         end_with_parent().map_err(cannot_start)?;

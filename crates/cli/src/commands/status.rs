@@ -1,17 +1,18 @@
-//! `status`, `scopes` and `scope`: how nodes and scopes are.
+//! `status`: how nodes are.
+
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tropism_client::v1::{
-    BudgetStatus, DurabilityLevel, GetStatusResponse, Kind, LinkState, LinkStatus, NodeState, NodeStatus,
-    RebuildStatus, Scope as ScopeRecord,
+    BudgetStatus, GetStatusResponse, LinkState, LinkStatus, NodeState, NodeStatus, RebuildStatus,
 };
 use tropism_client::{Client, Error};
 use tropism_crdt::Stamp;
 
-use crate::args::{Scope, Scopes, Status};
+use crate::args::Status;
 use crate::output::{Failure, Output, hex, size, stamp, table, time};
-use crate::target::{Target, connect, targets};
+use crate::target::{Target, targets};
 
 /// `status`: every node that the arguments name is asked, at once; fails when none answers.
 pub(super) async fn status(args: &Status, out: &mut Output) -> Result<(), Failure> {
@@ -39,64 +40,6 @@ pub(super) async fn status(args: &Status, out: &mut Output) -> Result<(), Failur
     }
 }
 
-/// `scopes`: one line for each.
-pub(super) async fn scopes(args: Scopes, out: &mut Output) -> Result<(), Failure> {
-    let client = connect(&args.connection).await?;
-    let prefix = args.prefix.unwrap_or_default();
-    let mut rows = Vec::new();
-    let mut page = Default::default();
-    loop {
-        let (scopes, next) = client.scopes(&prefix, page).await?;
-        for scope in &scopes {
-            if out.json {
-                out.object(&scope_json(scope))?;
-                continue;
-            }
-            let keys = scope.usage.map(|usage| format!("{} keys", usage.visible_keys)).unwrap_or_default();
-            rows.push(vec![scope.name.clone(), kind(scope.kind()).to_owned(), keys, scope.serving.join(" ")]);
-        }
-        if next.is_empty() {
-            break;
-        }
-        page = next;
-    }
-    out.bytes(table(&rows).as_bytes())
-}
-
-/// `scope`: where it lives and what the node holds of it.
-pub(super) async fn scope(args: &Scope, out: &mut Output) -> Result<(), Failure> {
-    let scope = connect(&args.connection).await?.scope(&args.scope).await?;
-    if out.json {
-        return out.object(&scope_json(&scope));
-    }
-    let source = if scope.implied { "follows from its rule" } else { "has a record of its own" };
-    let mut rows = vec![
-        ("scope", scope.name.clone()),
-        ("kind", kind(scope.kind()).to_owned()),
-        ("rule", format!("{} ({source}, epoch {})", scope.rule, scope.epoch)),
-        ("shards", scope.spread.to_string()),
-        ("serving", scope.serving.join(" ")),
-        ("learners", scope.learners.join(" ")),
-        ("leaving", scope.leaving.join(" ")),
-        ("durability", durability(&scope)),
-    ];
-    match scope.usage {
-        Some(usage) => {
-            rows.push(("keys", usage.visible_keys.to_string()));
-            rows.push(("stored", size(usage.stored_bytes)));
-            rows.push(("stubs", usage.stubs.to_string()));
-            rows.push(("parked", usage.parked_keys.to_string()));
-        }
-        None => rows.push(("keys", "nothing was ever written, as far as this node knows".to_owned())),
-    }
-    let rows: Vec<Vec<String>> = rows
-        .into_iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| vec![name.to_owned(), value])
-        .collect();
-    out.bytes(table(&rows).as_bytes())
-}
-
 type Answer = (usize, Target, Result<GetStatusResponse, Error>);
 
 /// Everything that a person wants to see first: nodes, links, then what is not as it should be.
@@ -105,6 +48,7 @@ fn screen(answers: &[Answer]) -> String {
     let mut nodes = vec![row(&["region", "node", "state", "since", "engine", "keys", "stored", "endpoint"])];
     let mut links = vec![row(&["node", "peer", "link", "since", "round trip", "lag", "peer lacks"])];
     let mut remarks = Vec::new();
+    let mut moving = BTreeSet::new();
     for (_, Target { endpoint, name }, answer) in answers {
         let status = match answer {
             Ok(status) => status,
@@ -154,6 +98,14 @@ fn screen(answers: &[Answer]) -> String {
                 remarks.push(format!("{} to {}: {}", node.id, link.peer, link.problem));
             }
         }
+        if let Some(directory) = &status.directory {
+            if !directory.waiting.is_empty() {
+                remarks.push(format!("{}: placement cannot change: {}", node.id, directory.waiting));
+            }
+            for scope in &directory.moving {
+                moving.insert(scope.clone());
+            }
+        }
         for scope in &status.degraded_scopes {
             remarks.push(format!(
                 "{}: {} keys of {} cannot be shown: {}",
@@ -176,6 +128,10 @@ fn screen(answers: &[Answer]) -> String {
                 since(warning.since_ms)
             ));
         }
+    }
+    if !moving.is_empty() {
+        let names: Vec<String> = moving.into_iter().collect();
+        remarks.push(format!("on their way to other regions: {}", names.join(", ")));
     }
     let mut screen = table(&nodes);
     if links.len() > 1 {
@@ -352,37 +308,6 @@ fn budget_json(budget: &BudgetStatus) -> Value {
             "scrubbed_rows": did.scrubbed_rows, "time_ms": milliseconds(did.time_us),
         },
     })
-}
-
-fn scope_json(scope: &ScopeRecord) -> Value {
-    json!({
-        "name": scope.name, "incarnation": scope.incarnation, "epoch": scope.epoch, "kind": kind(scope.kind()),
-        "spread": scope.spread, "rule": scope.rule, "implied": scope.implied, "serving": scope.serving,
-        "learners": scope.learners, "leaving": scope.leaving, "durability": durability(scope),
-        "usage": scope.usage.map(|usage| json!({
-            "visible_keys": usage.visible_keys, "stored_bytes": usage.stored_bytes, "stubs": usage.stubs,
-            "parked_keys": usage.parked_keys,
-        })),
-    })
-}
-
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Document => "document",
-        Kind::Register => "register",
-        Kind::Counter => "counter",
-        Kind::Unspecified => "unknown",
-    }
-}
-
-fn durability(scope: &ScopeRecord) -> String {
-    let durability = scope.durability.unwrap_or_default();
-    match durability.level() {
-        DurabilityLevel::Local => "local".to_owned(),
-        DurabilityLevel::Region => "region".to_owned(),
-        DurabilityLevel::Regions => format!("regions:{}", durability.regions),
-        DurabilityLevel::Unspecified => String::new(),
-    }
 }
 
 fn node_state(state: NodeState) -> &'static str {

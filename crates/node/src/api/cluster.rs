@@ -20,6 +20,8 @@ use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, cause, stoppin
 use crate::driver::{Published, wall_ms};
 use crate::traffic::Line;
 
+/// Scopes on their way that are named, of all.
+const SHOWN_MOVES: usize = 100;
 /// Version of the protocol between nodes.
 const PROTOCOL_VERSION: u32 = 1;
 /// A link that is up and has more changes than this to send is catching up; fewer are traffic under way.
@@ -77,6 +79,7 @@ impl ClusterService for Api {
             queues: self.queues(&published),
             degraded_scopes: degraded_scopes(&published),
             long_histories: long_histories(&published),
+            directory: Some(self.directory_status(&published)),
         }))
     }
 
@@ -415,6 +418,22 @@ impl Inner {
             queues.push(queue("spans to export", (length, limit), "items", dropped, "a span is dropped"));
         }
         queues
+    }
+
+    /// How this node follows the directory.
+    fn directory_status(&self, published: &Published) -> v1::DirectoryStatus {
+        let view = self.directory.view();
+        let stored = || published.records.all_stored();
+        let moving = stored().filter(|record| record.goal.is_some() || !record.members.is_stable());
+        v1::DirectoryStatus {
+            voters: view.voters.iter().map(|voter| voter.as_str().to_owned()).collect(),
+            leader: view.leader.map(|leader| leader.as_str().to_owned()).unwrap_or_default(),
+            revision: view.revision,
+            informed: view.informed,
+            waiting: view.waiting.unwrap_or_default(),
+            stored_records: stored().count() as u64,
+            moving: moving.take(SHOWN_MOVES).map(|record| record.scope.name.as_str().to_owned()).collect(),
+        }
     }
 
     fn warnings(&self, published: &Published, links: &[v1::LinkStatus]) -> Vec<v1::Warning> {

@@ -5,6 +5,7 @@
 //! replica. Streams read in portions (`scan`) or follow the log (`watch`, fed by the one reader of `hub`). What
 //! every call has in common is here: the scope and its rule, waiting for what a token names, and who answered.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -18,7 +19,9 @@ use tonic::service::Routes;
 use tonic::{Extensions, Request};
 use tracing::Span;
 use tropism_crdt::NodeId;
-use tropism_placement::{RegionName, Regions, Rule, Rules, ScopeId, ScopeName, ShardId, shard_index};
+use tropism_placement::{
+    Kind, RULE_EPOCH, RegionName, Regions, Rules, ScopeId, ScopeName, ShardId, shard_index,
+};
 use tropism_replica::{Now, Peer, RebuildStatus};
 use tropism_storage::{RebuildCause, RebuildRow, Space, StagedKey, StoreError};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
@@ -28,6 +31,7 @@ use tropism_wire::v1::scope_service_server::ScopeServiceServer;
 use tropism_wire::v1::state_service_server::StateServiceServer;
 use tropism_wire::{Problem, Reason, from_proto, v1};
 
+use crate::directory::Directory;
 use crate::driver::{Handle, Published, wall_ms};
 use crate::telemetry::Telemetry;
 use crate::telemetry::calls::{CallSpan, Followed};
@@ -94,6 +98,8 @@ pub struct ApiConfig {
     pub watch_buffer_bytes: usize,
     /// Where traces go.
     pub telemetry: Telemetry,
+    /// Where changes of placement records are decided.
+    pub directory: Directory,
 }
 
 /// The services of a node. Cheap to clone.
@@ -127,6 +133,7 @@ pub struct Inner {
     backlogs: tokio::sync::Mutex<Option<(Instant, Vec<Backlog>)>>,
     hub: Arc<Hub>,
     telemetry: Telemetry,
+    directory: Directory,
 }
 
 impl Deref for Api {
@@ -169,6 +176,7 @@ impl Api {
             backlogs: tokio::sync::Mutex::default(),
             hub: Arc::new(hub),
             telemetry: config.telemetry,
+            directory: config.directory,
         }))
     }
 
@@ -206,21 +214,25 @@ impl Api {
     }
 }
 
-/// A scope that this node serves, and its rule.
+/// A scope that this node serves.
 pub(crate) struct Served<'a> {
     id: ScopeId,
-    rule: &'a Rule,
+    kind: Kind,
+    spread: u16,
+    serving: Cow<'a, [RegionName]>,
+    /// Of the record that says so.
+    epoch: u64,
 }
 
 impl Served<'_> {
     /// The shard of a key.
     fn shard(&self, key: &str) -> ShardId {
-        ShardId::of(&self.id, shard_index(key, self.rule.spread))
+        ShardId::of(&self.id, shard_index(key, self.spread))
     }
 
     /// All shards.
     fn shards(&self) -> Vec<ShardId> {
-        (0..self.rule.spread).map(|index| ShardId::of(&self.id, index)).collect()
+        (0..self.spread).map(|index| ShardId::of(&self.id, index)).collect()
     }
 }
 
@@ -252,19 +264,54 @@ impl Inner {
     /// The scope with this name, if it is served here.
     fn served(&self, field: &str, name: &str) -> Result<Served<'_>, Problem> {
         let name = from_proto::scope_name(field, name)?;
-        let Some(rule) = self.rules.find(&name) else {
-            let message = format!("no policy rule matches scope \"{name}\", so it cannot be created");
-            return Err(Problem::failed_precondition(Reason::NoRule, message).at(field));
+        let published = self.handle.published();
+        let served = match published.records.stored(&name) {
+            None => {
+                let Some(rule) = self.rules.find(&name) else {
+                    let message = format!("no policy rule matches scope \"{name}\", so it cannot be created");
+                    return Err(Problem::failed_precondition(Reason::NoRule, message).at(field));
+                };
+                Served {
+                    id: ScopeId { name, incarnation: 0 },
+                    kind: rule.kind,
+                    spread: rule.spread,
+                    serving: Cow::Borrowed(&rule.regions),
+                    epoch: RULE_EPOCH,
+                }
+            }
+            Some(stored) if stored.dropped => return Err(dropped(&name).at(field)),
+            Some(stored) => Served {
+                id: stored.scope.clone(),
+                kind: stored.kind,
+                spread: stored.spread,
+                serving: Cow::Owned(stored.members.serving.clone()),
+                epoch: stored.epoch(),
+            },
         };
-        if !rule.regions.contains(&self.region) {
-            return Err(not_served(&name, &self.region, &rule.regions));
+        if !served.serving.contains(&self.region) {
+            return Err(not_served(&served.id.name, &self.region, &served.serving));
         }
-        if rule.regions.len() == 1
-            && let Some(lost) = &self.handle.published().lost
+        if served.serving.len() == 1
+            && let Some(lost) = &published.lost
         {
-            return Err(store_lost(&name, &self.region, lost));
+            return Err(store_lost(&served.id.name, &self.region, lost));
         }
-        Ok(Served { id: ScopeId { name, incarnation: 0 }, rule })
+        Ok(served)
+    }
+
+    /// Whether a scope that was served under the record of this epoch is served in a later state, too: what is read there
+    /// may be what is left of it.
+    fn still_served(&self, id: &ScopeId, epoch: u64, published: &Published) -> Result<(), Problem> {
+        if published.records.epoch(&id.name) == epoch {
+            return Ok(()); // nearly always
+        }
+        match published.records.stored(&id.name) {
+            Some(record) if record.dropped || record.scope != *id => Err(dropped(&id.name).at("scope")),
+            Some(record) if !record.members.serving.contains(&self.region) => {
+                Err(not_served(&id.name, &self.region, &record.members.serving))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The session token of a call.
@@ -307,6 +354,7 @@ impl Inner {
     /// the shards as a whole.
     async fn readable(
         &self,
+        scope: &Served<'_>,
         token: &Token,
         shards: &[ShardId],
         keys: Option<&[(ShardId, String)]>,
@@ -315,6 +363,7 @@ impl Inner {
         let mut commits = self.handle.commits();
         loop {
             let published = self.reached(token, shards, deadline).await?;
+            self.still_served(&scope.id, scope.epoch, &published)?;
             if published.settling.is_empty() {
                 return Ok(published); // nearly always
             }
@@ -322,6 +371,7 @@ impl Inner {
             let published = self.handle.published();
             let staged = staged(&published, shards, keys).map_err(unreadable)?;
             if staged.is_empty() {
+                self.still_served(&scope.id, scope.epoch, &published)?;
                 return Ok(published);
             }
             for (shard, key) in staged {
@@ -466,6 +516,12 @@ fn not_served(scope: &ScopeName, region: &RegionName, serving: &[RegionName]) ->
     let names = names.join(",");
     let message = format!("region {region} does not serve scope \"{scope}\"; ask one of: {names}");
     Problem::unavailable(Reason::NotServedHere, Duration::from_secs(1), message).with("regions", names)
+}
+
+/// The scope is gone, or the one that was meant is.
+fn dropped(scope: &ScopeName) -> Problem {
+    let message = format!("scope \"{scope}\" was dropped with all its keys; CreateScope creates it anew");
+    Problem::failed_precondition(Reason::ScopeDropped, message)
 }
 
 /// The node is on its way out.

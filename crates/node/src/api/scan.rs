@@ -205,7 +205,7 @@ pub(super) async fn start(
         token => position(pages, token)?.max(range.start()),
     };
     let mut token = api.token("token", &request.token, &call)?;
-    let published = api.readable(&token, &range.shards, None, call.deadline).await?;
+    let published = api.readable(&scope, &token, &range.shards, None, call.deadline).await?;
     for shard in &range.shards {
         token.set(*shard, published.snapshot.vector(*shard).map_err(unreadable)?);
     }
@@ -219,7 +219,7 @@ pub(super) async fn start(
     let (messages, receiver) = mpsc::channel(READY_MESSAGES);
     let scan = Scan {
         api: api.clone(),
-        serving: scope.rule.regions.clone(),
+        serving: scope.serving.to_vec(),
         published,
         range,
         left: if request.limit == 0 { u64::MAX } else { request.limit },

@@ -1,9 +1,14 @@
 //! Scopes: `ScopeService`. A scope exists here when one of its shards is described in the store.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use tokio::time::timeout_at;
 use tonic::{Request, Response, Status, async_trait};
-use tropism_placement::{PlacementRecord, RULE_EPOCH, ScopeName, ShardId};
+use tropism_directory::Undecided;
+use tropism_placement::{
+    MAX_REGIONS, Mode, PlacementRecord, RULE_EPOCH, RegionName, ScopeName, ShardId, StoredRecord,
+};
 use tropism_storage::keys::after_prefix;
 use tropism_storage::keys::shard_prefix;
 use tropism_storage::rows::{Row, ShardRow, ValueRow};
@@ -12,7 +17,8 @@ use tropism_wire::limits::{DEFAULT_PAGE_SCOPES, MAX_PAGE_SCOPES};
 use tropism_wire::v1::scope_service_server::ScopeService;
 use tropism_wire::{Problem, Reason, from_proto, to_proto, v1};
 
-use super::{Api, Call, Inner, stopping, unreadable};
+use super::{Api, Call, Inner, dropped, stopping, unreadable};
+use crate::directory::DECIDE_TIME;
 use crate::driver::wall_ms;
 
 /// Keys of a scope that are counted: some 50 ms. A scope that has more says this number.
@@ -26,12 +32,10 @@ impl ScopeService for Api {
     ) -> Result<Response<v1::GetScopeResponse>, Status> {
         let (_, v1::GetScopeRequest { name }) = Call::of(request)?;
         let record = self.known_record(&name)?;
-        let published = self.handle.published();
-        let shards: Vec<ShardId> =
-            (0..record.spread).map(|index| ShardId::of(&record.scope, index)).collect();
-        let usage = tokio::task::spawn_blocking(move || usage(published.snapshot.as_ref(), &shards));
-        let usage = usage.await.map_err(|_| stopping())?.map_err(unreadable)?;
-        let scope = Some(to_proto::scope(&record, true, usage));
+        let usage = self.usage(&record).await?;
+        let stored = self.handle.published();
+        let stored = stored.records.stored(&record.scope.name);
+        let scope = Some(to_proto::scope(&record, stored, usage));
         Ok(Response::new(v1::GetScopeResponse { scope }))
     }
 
@@ -72,9 +76,7 @@ impl ScopeService for Api {
             if more {
                 response.next_page_token = pages.close(name.as_str().as_bytes()); // the last one stays
             }
-            if let Some(record) = self.record(&name) {
-                response.scopes.push(to_proto::scope(&record, true, None));
-            }
+            response.scopes.extend(self.shown(&name));
         }
         Ok(Response::new(response))
     }
@@ -91,13 +93,61 @@ impl ScopeService for Api {
         &self,
         request: Request<v1::DropScopeRequest>,
     ) -> Result<Response<v1::DropScopeResponse>, Status> {
-        let (_, v1::DropScopeRequest { name, .. }) = Call::of(request)?;
+        let (call, v1::DropScopeRequest { name, incarnation }) = Call::of(request)?;
         let name = from_proto::scope_name("name", &name)?;
-        let message = format!(
-            "scope \"{name}\" was not dropped: a drop has to be ordered by the directory, which does not exist yet; \
-             delete the keys instead"
-        );
-        Err(Problem::unimplemented(message).into())
+        let held = match self.handle.published().records.record(&name) {
+            Some(record) => self.usage(&record).await?.map_or(0, |usage| usage.visible_keys),
+            None => 0,
+        };
+        let dropped = self.change(&name, &call, |record| {
+            if record.scope.incarnation != incarnation {
+                let message = format!(
+                    "scope \"{name}\" is of incarnation {}, not {incarnation}: look at it again",
+                    record.scope.incarnation
+                );
+                return Err(Problem::aborted(Reason::VersionMismatch, message).at("incarnation"));
+            }
+            Ok((!record.dropped).then(|| record.dropped()))
+        });
+        let epoch = dropped.await?.epoch();
+        Ok(Response::new(v1::DropScopeResponse { epoch, visible_keys: held }))
+    }
+
+    async fn create_scope(
+        &self,
+        request: Request<v1::CreateScopeRequest>,
+    ) -> Result<Response<v1::CreateScopeResponse>, Status> {
+        let (call, v1::CreateScopeRequest { name }) = Call::of(request)?;
+        let name = from_proto::scope_name("name", &name)?;
+        let created = self.change(&name, &call, |record| {
+            if !record.dropped {
+                return Ok(None);
+            }
+            let rule = self.rules.find(&name).ok_or_else(|| no_rule(&name))?;
+            Ok(Some(record.created_again(&PlacementRecord::implied(RULE_EPOCH, rule, &name))))
+        });
+        created.await?;
+        Ok(Response::new(v1::CreateScopeResponse { scope: self.shown(&name) }))
+    }
+
+    async fn move_scope(
+        &self,
+        request: Request<v1::MoveScopeRequest>,
+    ) -> Result<Response<v1::MoveScopeResponse>, Status> {
+        let (call, v1::MoveScopeRequest { name, regions, stay }) = Call::of(request)?;
+        let name = from_proto::scope_name("name", &name)?;
+        let goal = self.goal(&name, &regions, stay)?;
+        let moved = self.change(&name, &call, |record| {
+            if record.dropped {
+                return Err(dropped(&name).at("name"));
+            }
+            let there = record.members.is_stable() && Some(&record.members.serving) == goal.as_ref();
+            let as_wished = record.goal == goal && (goal.is_some() || record.members.is_stable());
+            let needless = as_wished || there && record.goal.is_none();
+            Ok((!needless).then(|| record.bound_for(goal.clone())))
+        });
+        moved.await?;
+        Ok(Response::new(v1::MoveScopeResponse { scope: self.shown(&name) }))
     }
 }
 
@@ -105,15 +155,171 @@ impl Inner {
     /// The record of the scope of a request's name.
     pub(super) fn known_record(&self, name: &str) -> Result<PlacementRecord, Problem> {
         let name = from_proto::scope_name("name", name)?;
-        self.record(&name).ok_or_else(|| {
-            let message = format!("no policy rule matches scope \"{name}\"");
-            Problem::not_found(Reason::ScopeNotFound, message).at("name")
+        let published = self.handle.published();
+        let dropped = published.records.stored(&name).is_some_and(|stored| stored.dropped);
+        published.records.record(&name).ok_or_else(|| match dropped {
+            true => dropped_scope(&name),
+            false => no_rule(&name),
         })
     }
 
-    fn record(&self, name: &ScopeName) -> Option<PlacementRecord> {
-        Some(PlacementRecord::implied(RULE_EPOCH, self.rules.find(name)?, name))
+    /// A scope as a client sees it.
+    fn shown(&self, name: &ScopeName) -> Option<v1::Scope> {
+        let records = &self.handle.published().records;
+        records.record(name).map(|record| to_proto::scope(&record, records.stored(name), None))
     }
+
+    /// What is held of a scope.
+    async fn usage(&self, record: &PlacementRecord) -> Result<Option<v1::ScopeUsage>, Problem> {
+        let published = self.handle.published();
+        let shards: Vec<ShardId> =
+            (0..record.spread).map(|index| ShardId::of(&record.scope, index)).collect();
+        let usage = tokio::task::spawn_blocking(move || usage(published.snapshot.as_ref(), &shards));
+        usage.await.map_err(|_| stopping())?.map_err(unreadable)
+    }
+
+    /// Where a scope shall go by a request; none: it stays.
+    fn goal(
+        &self,
+        name: &ScopeName,
+        regions: &[String],
+        stay: bool,
+    ) -> Result<Option<Vec<RegionName>>, Problem> {
+        let bad = |message: String| Problem::invalid_argument(Reason::BadRegions, "regions", message);
+        if stay && regions.is_empty() {
+            return Ok(None);
+        }
+        if stay {
+            return Err(bad("regions are named of a scope that shall stay where it is".into()));
+        }
+        if regions.is_empty() || regions.len() > MAX_REGIONS {
+            return Err(bad(format!(
+                "regions has {} names; a scope is in 1 to {MAX_REGIONS}",
+                regions.len()
+            )));
+        }
+        let mut goal: Vec<RegionName> = Vec::new();
+        for (index, region) in regions.iter().enumerate() {
+            let known = self.regions.regions().iter().find(|known| known.name.as_str() == *region);
+            let Some(known) = known else {
+                let message =
+                    format!("regions[{index}]: there is no region {}", tropism_wire::error::echo(region));
+                return Err(Problem::not_found(Reason::RegionNotFound, message).at("regions"));
+            };
+            if goal.contains(&known.name) {
+                return Err(bad(format!("regions[{index}]: {region} is named twice")));
+            }
+            goal.push(known.name.clone());
+        }
+        let rule = self.rules.find(name).ok_or_else(|| no_rule(name))?;
+        let refused =
+            |message: String| Problem::failed_precondition(Reason::PlacementRefused, message).at("regions");
+        let placing = &rule.placing;
+        if let Some(region) = goal.iter().find(|region| !placing.allowed.contains(region)) {
+            let allowed: Vec<&str> = placing.allowed.iter().map(RegionName::as_str).collect();
+            return Err(refused(format!(
+                "rule {} allows scope \"{name}\" in {} only, not in {region}",
+                rule.name,
+                allowed.join(", ")
+            )));
+        }
+        if let Some(region) = placing.pins.iter().find(|region| !goal.contains(region)) {
+            return Err(refused(format!("rule {} pins scope \"{name}\" to region {region}", rule.name)));
+        }
+        if placing.mode != Mode::Fixed && goal.len() < placing.min_regions {
+            return Err(refused(format!(
+                "rule {} holds scope \"{name}\" in {} regions at least; {} were named",
+                rule.name,
+                placing.min_regions,
+                goal.len()
+            )));
+        }
+        Ok(Some(goal))
+    }
+
+    /// Has the directory change a scope's record. `next` makes the record that shall follow, or none where it is as it
+    /// shall be; it is asked again when another change came first. Returns when this node follows it, if that is in time.
+    async fn change(
+        &self,
+        name: &ScopeName,
+        call: &Call,
+        next: impl Fn(&StoredRecord) -> Result<Option<StoredRecord>, Problem>,
+    ) -> Result<StoredRecord, Problem> {
+        let give_up = call.deadline.give_up;
+        loop {
+            let published = self.handle.published();
+            let record = match published.records.stored(name) {
+                Some(record) => record.clone(),
+                None => {
+                    let rule = self.rules.find(name).ok_or_else(|| no_rule(name))?;
+                    StoredRecord::of(&PlacementRecord::implied(RULE_EPOCH, rule, name))
+                }
+            };
+            let Some(next) = next(&record)? else { return Ok(record) };
+            let left = give_up.saturating_duration_since(tokio::time::Instant::now()).min(DECIDE_TIME);
+            let unavailable = |message: String| {
+                Problem::unavailable(Reason::DirectoryUnavailable, Duration::from_secs(1), message)
+            };
+            match self.directory.decide(next.clone(), left).await {
+                Ok(_) => {
+                    self.follows(name, next.epoch(), give_up).await;
+                    return Ok(next);
+                }
+                Err(Undecided::Late { epoch }) => {
+                    if epoch <= record.epoch() || !self.follows(name, epoch, give_up).await {
+                        return Err(unavailable(format!(
+                            "the record of scope \"{name}\" has changed elsewhere (epoch {epoch}) and this node has not \
+                             heard of it yet; nothing was changed by this call"
+                        )));
+                    }
+                }
+                Err(Undecided::Refused(problem)) => {
+                    return Err(Problem::failed_precondition(Reason::PlacementRefused, problem).at("name"));
+                }
+                Err(Undecided::Elsewhere { .. } | Undecided::NotFounded) => {
+                    let why =
+                        self.directory.view().waiting.unwrap_or_else(|| {
+                            "no majority of its voters can be reached from here".to_owned()
+                        });
+                    return Err(unavailable(format!(
+                        "the directory cannot decide now: {why}; nothing was changed"
+                    )));
+                }
+                Err(undecided @ (Undecided::Unknown | Undecided::Stopped(_))) => {
+                    let message = format!("{undecided}; ask again: the same change is made once");
+                    return Err(Problem::unavailable(
+                        Reason::OutcomeUnknown,
+                        Duration::from_secs(1),
+                        message,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Whether this node follows a scope's record of this epoch, or a later one, in time.
+    async fn follows(&self, name: &ScopeName, epoch: u64, give_up: tokio::time::Instant) -> bool {
+        let mut commits = self.handle.commits();
+        loop {
+            commits.borrow_and_update(); // before looking: what comes after is not missed
+            if self.handle.published().records.epoch(name) >= epoch {
+                return true;
+            }
+            if !matches!(timeout_at(give_up, commits.changed()).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+    }
+}
+
+fn no_rule(name: &ScopeName) -> Problem {
+    let message = format!("no policy rule matches scope \"{name}\"");
+    Problem::not_found(Reason::ScopeNotFound, message).at("name")
+}
+
+fn dropped_scope(name: &ScopeName) -> Problem {
+    let message = format!("scope \"{name}\" was dropped; CreateScope creates it anew");
+    Problem::not_found(Reason::ScopeNotFound, message).at("name")
 }
 
 fn position(body: Option<&[u8]>) -> Option<ScopeName> {

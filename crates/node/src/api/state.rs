@@ -39,11 +39,11 @@ impl StateService for Api {
         let mut token = self.token("token", &token, &call)?;
         let shard = scope.shard(&key);
         let wanted = [(shard, key)];
-        let published = self.readable(&token, &[shard], Some(&wanted), call.deadline).await?;
+        let published = self.readable(&scope, &token, &[shard], Some(&wanted), call.deadline).await?;
         let [(_, key)] = wanted;
         let entry = read(&published, shard, &key, wall_ms(), &mut token)?
             .map(|entry| v1::Entry { key: String::new(), ..entry });
-        let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
+        let answer = self.answer(&scope.serving, &published, self.seen(token, &published));
         Ok(Response::new(v1::GetResponse { entry, answer: Some(answer) }))
     }
 
@@ -63,7 +63,7 @@ impl StateService for Api {
         let mut shards: Vec<ShardId> = keys.iter().map(|(shard, _)| *shard).collect();
         shards.sort_unstable();
         shards.dedup();
-        let published = self.readable(&token, &shards, Some(&keys), call.deadline).await?;
+        let published = self.readable(&scope, &token, &shards, Some(&keys), call.deadline).await?;
         let (mut response, token) = if keys.len() <= READ_AT_ONCE {
             read_many(&published, keys, token)
         } else {
@@ -71,7 +71,7 @@ impl StateService for Api {
             let read = tokio::task::spawn_blocking(move || read_many(&published, keys, token));
             read.await.map_err(|_| stopping())?
         };
-        response.answer = Some(self.answer(&scope.rule.regions, &published, self.seen(token, &published)));
+        response.answer = Some(self.answer(&scope.serving, &published, self.seen(token, &published)));
         Ok(Response::new(response))
     }
 
@@ -198,7 +198,7 @@ impl StateService for Api {
             .stamps(count)
             .await
             .map_err(|error| write::call_refused(&error).unwrap_or_else(stopping))?;
-        let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
+        let answer = self.answer(&scope.serving, &published, self.seen(token, &published));
         Ok(Response::new(v1::StampResponse {
             stamps: stamps.iter().map(|stamp| stamp.as_u64()).collect(),
             origin: published.status.origin.to_string(),
@@ -221,7 +221,7 @@ impl Inner {
         let done = self.write(scope, draft, &options, options.request_id).await?;
         let (mut token, published) = (options.token, self.handle.published());
         token.wrote(std::iter::once(&done), published.stable_commit);
-        let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
+        let answer = self.answer(&scope.serving, &published, self.seen(token, &published));
         Ok((done, answer))
     }
 
@@ -245,7 +245,7 @@ impl Inner {
         let mut token = options.token;
         let published = self.handle.published();
         token.wrote(outcomes.iter().flatten(), published.stable_commit);
-        let answer = self.answer(&scope.rule.regions, &published, self.seen(token, &published));
+        let answer = self.answer(&scope.serving, &published, self.seen(token, &published));
         Ok((outcomes, answer))
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 use tropism_crdt::{Change, Stamp, Vector};
-use tropism_placement::{RegionName, ShardId};
+use tropism_placement::{RegionName, ScopeId, ShardId};
 use tropism_storage::{LogKey, Reads, Space, StoreError, View};
 use tropism_wire::error::RESUME_TOKEN;
 use tropism_wire::v1::{self, WatchEventType};
@@ -47,6 +47,8 @@ enum End {
     Slow,
     /// The node stops.
     Stopping,
+    /// The scope is served elsewhere now, or dropped.
+    Elsewhere(Problem),
     /// The node cannot go on.
     Problem(Problem),
 }
@@ -71,6 +73,9 @@ enum Begin {
 /// A watch under way.
 struct Watch {
     api: Api,
+    /// The scope, by the record of this epoch.
+    scope: ScopeId,
+    epoch: u64,
     serving: Vec<RegionName>,
     target: Target,
     range: Range,
@@ -130,7 +135,9 @@ pub(super) async fn start(
     let (messages, receiver) = mpsc::channel(READY_MESSAGES);
     let mut watch = Watch {
         api: api.clone(),
-        serving: scope.rule.regions.clone(),
+        scope: scope.id.clone(),
+        epoch: scope.epoch,
+        serving: scope.serving.to_vec(),
         target,
         range,
         subscription,
@@ -178,6 +185,8 @@ impl Watch {
         let problem = match end {
             End::Gone => return,
             End::Problem(problem) => problem,
+            End::Elsewhere(problem) if self.sent_token.is_empty() => problem, // nothing was told
+            End::Elsewhere(problem) => problem.with_bytes(RESUME_TOKEN, &self.sent_token),
             End::Slow => {
                 let message = "the watch was not read fast enough; go on from the resume token";
                 let most = self.api.hub.queue_bytes() as u64;
@@ -376,7 +385,10 @@ impl Watch {
         self.send(message).await
     }
 
+    /// Sends a message, unless the scope has left: what was read then is what is left of it.
     async fn send(&mut self, events: Vec<v1::WatchEvent>) -> Result<(), End> {
+        let published = self.api.handle.published();
+        self.api.still_served(&self.scope, self.epoch, &published).map_err(End::Elsewhere)?;
         for event in &events {
             if let Some(entry) = &event.entry {
                 self.follow_expiry(&entry.key, entry.expires_at_ms);
@@ -385,7 +397,7 @@ impl Watch {
         let message = v1::WatchResponse {
             events,
             resume_token: self.resume_token.clone(),
-            staleness_ms: super::staleness_ms(&self.serving, &self.api.handle.published()),
+            staleness_ms: super::staleness_ms(&self.serving, &published),
         };
         if self.subscription.is_stopped() {
             return Err(End::Stopping);

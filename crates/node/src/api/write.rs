@@ -145,7 +145,7 @@ pub(super) fn put(scope: &Served<'_>, item: v1::BatchPutItem, now_ms: u64) -> Re
     use v1::batch_put_item::Precondition as Sent;
 
     from_proto::key("key", &item.key)?;
-    let kind = scope.rule.kind;
+    let kind = scope.kind;
     let precondition = match item.precondition {
         None | Some(Sent::IfAbsent(false)) => None,
         Some(Sent::IfAbsent(true)) => Some(Precondition::Absent),
@@ -415,7 +415,7 @@ fn check_version(field: &str, version: &[u8]) -> Result<(), Problem> {
 }
 
 fn expect_kind(scope: &Served<'_>, kind: Kind, what: &str) -> Result<(), Problem> {
-    if scope.rule.kind == kind { Ok(()) } else { Err(wrong_kind(scope, scope.rule.kind, what)) }
+    if scope.kind == kind { Ok(()) } else { Err(wrong_kind(scope, scope.kind, what)) }
 }
 
 fn wrong_kind(scope: &Served<'_>, kind: Kind, what: &str) -> Problem {

@@ -78,6 +78,8 @@ pub const METHODS: &[(&str, &str)] = &[
     ("tropism.v1.ScopeService", "ListScopes"),
     ("tropism.v1.ScopeService", "VerifyScope"),
     ("tropism.v1.ScopeService", "DropScope"),
+    ("tropism.v1.ScopeService", "CreateScope"),
+    ("tropism.v1.ScopeService", "MoveScope"),
     ("tropism.v1.ParkedService", "ListParked"),
     ("tropism.v1.ParkedService", "GetParked"),
     ("tropism.v1.ParkedService", "RetryParked"),

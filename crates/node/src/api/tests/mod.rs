@@ -4,6 +4,7 @@
 mod bad_input;
 mod parked;
 mod scans;
+mod scopes;
 mod status;
 mod values;
 mod verify;
@@ -26,6 +27,7 @@ use tropism_wire::{Problem, v1};
 
 use super::admission::Deadline;
 use super::{Api, ApiConfig};
+use crate::directory::Directory;
 use crate::driver::{Driver, Handle};
 use crate::telemetry::Telemetry;
 use crate::token::Seal;
@@ -142,6 +144,7 @@ impl World {
             watches: 5,
             watch_buffer_bytes,
             telemetry: Telemetry::default(),
+            directory: Directory::alone(handle.clone()),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

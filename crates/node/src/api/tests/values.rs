@@ -343,8 +343,4 @@ async fn scopes_are_shown_by_rule_counted_and_listed_in_pages() {
     assert_eq!(names(&second), ["cache/pages/deep", "cache/pages-2"]);
     assert!(second.next_page_token.is_empty());
     assert_eq!(names(&list("cache/pages", Bytes::new()).await), ["cache/pages", "cache/pages/deep"]);
-
-    let drop = v1::DropScopeRequest { name: "cache/a".into(), incarnation: 0 };
-    let status = world.api.drop_scope(tonic::Request::new(drop)).await.unwrap_err();
-    assert_eq!((status.code(), problem(&status).reason()), (Code::Unimplemented, Reason::NotImplemented));
 }

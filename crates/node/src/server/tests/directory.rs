@@ -1,0 +1,359 @@
+//! Nodes in this process that agree on where scopes are.
+
+use tropism_wire::v1::scope_service_client::ScopeServiceClient;
+
+use super::*;
+
+const SCOPE: &str = "cache";
+
+/// Where the nodes live: one in each region.
+struct World {
+    directory: tempfile::TempDir,
+    names: Vec<&'static str>,
+    clients: Vec<SocketAddr>,
+}
+
+struct Node {
+    region: &'static str,
+    channel: Channel,
+    stop: watch::Sender<bool>,
+    node: tokio::task::JoinHandle<Result<(), ServeError>>,
+}
+
+impl World {
+    fn new(names: &[&'static str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let region = |name: &&str| format!(r#"{{ name = "{name}", place = "{name}" }}"#);
+        let regions: Vec<String> = names.iter().map(region).collect();
+        let mut rtt = Vec::new();
+        for (at, a) in names.iter().enumerate() {
+            rtt.extend(names[..at].iter().map(|b| format!(r#"{{ between = ["{a}", "{b}"], ms = 1 }}"#)));
+        }
+        let rules = "[[rule]]\nname = \"everything\"\npattern = \"**\"\nkind = \"register\"\n";
+        let file = format!("region = [{}]\nrtt = [{}]\n{rules}", regions.join(", "), rtt.join(", "));
+        fs::write(directory.path().join("regions.toml"), file).unwrap();
+        let secret = directory.path().join("secret");
+        fs::write(&secret, "0123456789abcdef").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        let clients: Vec<SocketAddr> = names.iter().map(|_| free_address()).collect();
+        let peers: Vec<SocketAddr> = names.iter().map(|_| free_address()).collect();
+        for (at, name) in names.iter().enumerate() {
+            let other = |(other, address): (&&str, &SocketAddr)| {
+                format!(r#"{{ id = "{other}-1", region = "{other}", address = "{address}" }}"#)
+            };
+            let others = names.iter().zip(&peers).filter(|(other, _)| *other != name).map(other);
+            let config = format!(
+                r#"
+                node = {{ id = "{name}-1", region = "{name}", data_dir = "data-{name}" }}
+                listen = {{ client = "{}", peer = "{}" }}
+                cluster = {{ id = "test", secret_file = "secret", regions_file = "regions.toml" }}
+                peer = [{}]
+                "#,
+                clients[at],
+                peers[at],
+                others.collect::<Vec<_>>().join(", "),
+            );
+            fs::write(directory.path().join(format!("{name}.toml")), config).unwrap();
+        }
+        Self { directory, names: names.to_vec(), clients }
+    }
+
+    fn start(&self, at: usize) -> Node {
+        let region = self.names[at];
+        let checked = NodeConfig::check(&self.directory.path().join(format!("{region}.toml"))).unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let node = tokio::task::spawn_blocking(move || run(checked, Start::default(), stopped));
+        let channel = Endpoint::from_shared(format!("http://{}", self.clients[at])).unwrap().connect_lazy();
+        Node { region, channel, stop, node }
+    }
+
+    async fn all(&self) -> Vec<Node> {
+        let nodes: Vec<Node> = (0..self.names.len()).map(|at| self.start(at)).collect();
+        for node in &nodes {
+            node.until_decided().await;
+        }
+        nodes
+    }
+
+    /// The disk of a node that does not run is gone.
+    fn lose(&self, at: usize) {
+        fs::remove_dir_all(self.directory.path().join(format!("data-{}", self.names[at]))).unwrap();
+    }
+}
+
+/// Tries until it works.
+async fn until<T>(what: &str, mut step: impl AsyncFnMut() -> Result<T, Status>) -> T {
+    let begun = Instant::now();
+    loop {
+        match step().await {
+            Ok(done) => return done,
+            Err(status) if begun.elapsed() > Duration::from_secs(60) => panic!("{what}: {status:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+impl Node {
+    fn scopes(&self) -> ScopeServiceClient<Channel> {
+        ScopeServiceClient::new(self.channel.clone())
+    }
+
+    /// Until the directory can be changed from here.
+    async fn until_decided(&self) {
+        let created = async || {
+            self.scopes().create_scope(v1::CreateScopeRequest { name: "never-dropped".into() }).await?;
+            let status = self.status().await?;
+            let view = status.directory.unwrap_or_default();
+            if view.informed && view.waiting.is_empty() {
+                Ok(())
+            } else {
+                Err(Status::unknown(format!("{view:?}")))
+            }
+        };
+        until("the directory", created).await;
+    }
+
+    async fn status(&self) -> Result<v1::GetStatusResponse, Status> {
+        let mut client = ClusterServiceClient::new(self.channel.clone());
+        Ok(client.get_status(v1::GetStatusRequest {}).await?.into_inner())
+    }
+
+    async fn put(&self, key: &str, content: &'static str) -> Result<(), Status> {
+        let content = Bytes::from_static(content.as_bytes());
+        let register = v1::Register { content, content_type: String::new() };
+        let request = v1::PutRequest {
+            scope: SCOPE.into(),
+            key: key.into(),
+            value: Some(v1::Value { value: Some(v1::value::Value::Register(register)) }),
+            ..Default::default()
+        };
+        StateServiceClient::new(self.channel.clone()).put(request).await.map(|_| ())
+    }
+
+    /// The content of a key; `None`: there is none.
+    async fn get(&self, key: &str) -> Result<Option<String>, Status> {
+        let request = v1::GetRequest { scope: SCOPE.into(), key: key.into(), ..Default::default() };
+        let response = StateServiceClient::new(self.channel.clone()).get(request).await?.into_inner();
+        Ok(response.entry.and_then(|entry| entry.value).map(|value| match value.value {
+            Some(v1::value::Value::Register(register)) => {
+                String::from_utf8(register.content.to_vec()).unwrap()
+            }
+            other => panic!("{other:?}"),
+        }))
+    }
+
+    async fn until_it_has(&self, key: &str, content: &str) {
+        until(self.region, async || match self.get(key).await? {
+            Some(found) if found == content => Ok(()),
+            other => Err(Status::unknown(format!("{other:?}"))),
+        })
+        .await;
+    }
+
+    async fn scope(&self) -> Result<v1::Scope, Status> {
+        let answer = self.scopes().get_scope(v1::GetScopeRequest { name: SCOPE.into() }).await?;
+        Ok(answer.into_inner().scope.unwrap())
+    }
+
+    async fn move_to(&self, regions: &[&str]) -> Result<v1::Scope, Status> {
+        let regions = regions.iter().map(|region| (*region).to_owned()).collect();
+        let request = v1::MoveScopeRequest { name: SCOPE.into(), regions, stay: false };
+        Ok(self.scopes().move_scope(request).await?.into_inner().scope.unwrap())
+    }
+
+    async fn until_served_by(&self, regions: &[&str]) -> v1::Scope {
+        until(self.region, async || {
+            let scope = self.scope().await?;
+            let there = scope.goal.is_empty() && scope.learners.is_empty() && scope.leaving.is_empty();
+            if there && scope.serving == regions {
+                Ok(scope)
+            } else {
+                Err(Status::unknown(format!("{scope:?}")))
+            }
+        })
+        .await
+    }
+
+    async fn drop_scope(&self, incarnation: u64) -> Result<u64, Status> {
+        let request = v1::DropScopeRequest { name: SCOPE.into(), incarnation };
+        Ok(self.scopes().drop_scope(request).await?.into_inner().epoch)
+    }
+
+    async fn create(&self) -> Result<v1::Scope, Status> {
+        let request = v1::CreateScopeRequest { name: SCOPE.into() };
+        Ok(self.scopes().create_scope(request).await?.into_inner().scope.unwrap())
+    }
+
+    async fn stop(self) {
+        self.stop.send(true).unwrap();
+        self.node.await.unwrap().unwrap();
+    }
+}
+
+fn reason(status: &Status) -> String {
+    Problem::from_status(status).map(|problem| format!("{:?}", problem.reason())).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_moves_while_it_is_used_and_is_served_where_it_is() {
+    let world = World::new(&["dallas", "frankfurt", "tokyo"]);
+    let nodes = world.all().await;
+    let [dallas, frankfurt, tokyo] = &nodes[..] else { panic!() };
+    dallas.put("home", "from dallas").await.unwrap();
+    let mut watched = {
+        let request = v1::WatchRequest { scope: SCOPE.into(), initial_values: true, ..Default::default() };
+        StateServiceClient::new(dallas.channel.clone()).watch(request).await.unwrap().into_inner()
+    };
+    let moving = dallas.move_to(&["tokyo"]).await.unwrap();
+    assert_eq!((moving.goal, moving.implied), (vec!["tokyo".to_owned()], false));
+    let mut written = 0;
+    while let Ok(()) = frankfurt.put(&format!("k{written}"), "while it moves").await {
+        written += 1; // acknowledged until the fence, and none of it lost
+    }
+    let scope = tokyo.until_served_by(&["tokyo"]).await;
+    assert!(scope.epoch >= 4 && written > 0, "{scope:?}, {written} writes");
+    assert_eq!(tokyo.get("home").await.unwrap().as_deref(), Some("from dallas"));
+    for key in 0..written {
+        assert!(tokyo.get(&format!("k{key}")).await.unwrap().is_some(), "k{key} of {written}");
+    }
+    for refused in [dallas.get("home").await.unwrap_err(), frankfurt.put("home", "x").await.unwrap_err()] {
+        assert_eq!(reason(&refused), "NotServedHere");
+        assert!(refused.message().contains("ask one of: tokyo"), "{}", refused.message());
+    }
+    let end = loop {
+        match watched.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the watch ended without a word"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(reason(&end), "NotServedHere", "the watch goes on elsewhere: {end:?}");
+    let resume = Problem::from_status(&end).unwrap().fact_bytes(RESUME_TOKEN).unwrap();
+    assert!(!resume.is_empty());
+
+    // And back: what was written meanwhile comes along.
+    tokyo.put("home", "from tokyo").await.unwrap();
+    frankfurt.move_to(&["dallas", "tokyo"]).await.unwrap();
+    dallas.until_served_by(&["dallas", "tokyo"]).await;
+    assert_eq!(dallas.get("home").await.unwrap().as_deref(), Some("from tokyo"));
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_scope_is_gone_everywhere_until_it_is_created_anew() {
+    let world = World::new(&["dallas", "frankfurt", "tokyo"]);
+    let mut nodes = world.all().await;
+    nodes[0].put("home", "old").await.unwrap();
+    nodes[2].until_it_has("home", "old").await;
+    let wrong = nodes[0].drop_scope(1).await.unwrap_err();
+    assert_eq!(reason(&wrong), "VersionMismatch");
+    let epoch = nodes[1].drop_scope(0).await.unwrap();
+    assert_eq!(nodes[1].drop_scope(0).await.unwrap(), epoch, "once more changes nothing");
+    for node in &nodes {
+        until(node.region, async || match node.get("home").await {
+            Err(status) if reason(&status) == "ScopeDropped" => Ok(()),
+            other => Err(Status::unknown(format!("{other:?}"))),
+        })
+        .await;
+        assert_eq!(reason(&node.put("home", "x").await.unwrap_err()), "ScopeDropped");
+        assert_eq!(reason(&node.scope().await.unwrap_err()), "ScopeNotFound");
+    }
+    // A node remembers it through a restart, whoever it can reach.
+    for node in nodes.drain(..) {
+        node.stop().await;
+    }
+    let alone = world.start(2);
+    let refused = until("tokyo", async || match alone.get("home").await {
+        Err(status) if status.code() == Code::Unavailable => Err(status),
+        other => Ok(other),
+    });
+    assert_eq!(reason(&refused.await.unwrap_err()), "ScopeDropped");
+    alone.stop().await;
+
+    let nodes = world.all().await;
+    let scope = nodes[0].create().await.unwrap();
+    assert_eq!((scope.incarnation, scope.serving.len()), (1, 3));
+    assert_eq!(nodes[0].get("home").await.unwrap(), None, "another scope of the same name");
+    nodes[0].put("home", "new").await.unwrap();
+    nodes[2].until_it_has("home", "new").await;
+    assert_eq!(
+        reason(&nodes[2].drop_scope(0).await.unwrap_err()),
+        "VersionMismatch",
+        "the one before was meant"
+    );
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_nothing_of_a_record_changes_and_everything_else_goes_on() {
+    let world = World::new(&["dallas", "frankfurt", "tokyo"]);
+    let mut nodes = world.all().await;
+    let (tokyo, frankfurt) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    let dallas = nodes.pop().unwrap();
+    frankfurt.stop().await;
+    tokyo.stop().await;
+    dallas.put("home", "alone").await.unwrap();
+    let refused = dallas.drop_scope(0).await.unwrap_err();
+    assert!(["DirectoryUnavailable", "OutcomeUnknown"].contains(&&*reason(&refused)), "{refused:?}");
+    dallas.put("home", "still alone").await.unwrap();
+    let frankfurt = world.start(1);
+    until("a majority", async || dallas.drop_scope(0).await).await;
+    let tokyo = world.start(2);
+    until("tokyo", async || match tokyo.get("home").await {
+        Err(status) if reason(&status) == "ScopeDropped" => Ok(()),
+        other => Err(Status::unknown(format!("{other:?}"))),
+    })
+    .await;
+    for node in [dallas, frankfurt, tokyo] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_that_lost_its_disk_is_informed_and_votes_again() {
+    let world = World::new(&["dallas", "frankfurt", "tokyo"]);
+    let mut nodes = world.all().await;
+    nodes[0].put("home", "x").await.unwrap();
+    nodes[0].drop_scope(0).await.unwrap();
+    let tokyo = nodes.pop().unwrap();
+    nodes.remove(0).stop().await;
+    world.lose(0);
+    let dallas = world.start(0);
+    dallas.until_decided().await;
+    assert_eq!(reason(&dallas.get("home").await.unwrap_err()), "ScopeDropped", "it knows again");
+    // Two of three: the one that lost its disk is needed.
+    tokyo.stop().await;
+    until("two of three", async || dallas.create().await).await;
+    let frankfurt = nodes.pop().unwrap();
+    assert_eq!(frankfurt.status().await.unwrap().directory.unwrap().voters.len(), 3);
+    for node in [dallas, frankfurt] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_whose_only_voter_lost_its_disk_begins_anew_with_what_the_others_know() {
+    let world = World::new(&["dallas", "frankfurt"]);
+    let mut nodes = world.all().await;
+    nodes[0].drop_scope(0).await.unwrap();
+    until("frankfurt", async || match nodes[1].get("home").await {
+        Err(status) if reason(&status) == "ScopeDropped" => Ok(()),
+        other => Err(Status::unknown(format!("{other:?}"))),
+    })
+    .await;
+    nodes.remove(0).stop().await;
+    world.lose(0);
+    let dallas = world.start(0);
+    dallas.until_decided().await;
+    assert_eq!(reason(&dallas.get("home").await.unwrap_err()), "ScopeDropped", "it was told by the other");
+    let scope = dallas.create().await.unwrap();
+    assert_eq!(scope.incarnation, 1, "the epochs go on");
+    nodes[0].until_served_by(&["dallas", "frankfurt"]).await;
+    for node in [dallas, nodes.remove(0)] {
+        node.stop().await;
+    }
+}
