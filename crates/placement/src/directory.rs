@@ -167,8 +167,12 @@ fn follows(now: &StoredRecord, next: &StoredRecord) -> Result<(), Refusal> {
         let anew = next.scope.incarnation == now.scope.incarnation + 1
             && !next.dropped
             && next.members.is_stable()
-            && next.goal.is_none();
-        return if anew { Ok(()) } else { refuse("it is dropped, and can only be created again") };
+            && next.members.serving.len() == 1;
+        return if anew {
+            Ok(())
+        } else {
+            refuse("it is dropped, and can only be created again, in one region first")
+        };
     }
     if next.scope.incarnation != now.scope.incarnation {
         return refuse("it is not dropped");
@@ -292,9 +296,13 @@ mod tests {
         let dropped = implied("x").dropped();
         directory.decide(dropped.clone()).unwrap();
         let mut back = implied("x");
-        back.members.epoch = dropped.epoch() + 1;
+        back.members = members(dropped.epoch() + 1, &["b"], &[], &[]);
+        back.goal = Some(regions(&["a", "b"]));
         assert!(problem(directory.decide(back.clone())).starts_with("it is dropped"), "the same life");
         back.scope.incarnation = 1;
+        let everywhere =
+            StoredRecord { members: members(back.epoch(), &["a", "b"], &[], &[]), ..back.clone() };
+        assert!(problem(directory.decide(everywhere)).ends_with("in one region first"));
         directory.decide(back.clone()).unwrap();
         let mut next = back.held(Hold::Pinned);
         next.scope.incarnation = 2;

@@ -123,12 +123,21 @@ impl StoredRecord {
         Self { goal: None, dropped: true, ..next }
     }
 
-    /// Created again, as its rule says now: another scope of the same name.
+    /// Created again, as its rule says now: another scope of the same name. It begins in one region of the rule and is on
+    /// its way to the others. Of all at once one could serve it, and hold for stable what another refuses because it has
+    /// not heard of the new life (found by the simulator).
     #[must_use]
-    pub fn created_again(&self, implied: &PlacementRecord) -> Self {
+    pub fn created_again(&self, implied: &PlacementRecord, first: &RegionName) -> Self {
         let mut next = Self::of(implied);
         next.scope.incarnation = self.scope.incarnation + 1;
         next.members.epoch = self.epoch() + 1;
+        if implied.serving.len() > 1
+            && let Some(first) =
+                implied.serving.iter().find(|region| *region == first).or(implied.serving.first())
+        {
+            next.goal = Some(implied.serving.clone());
+            next.members.serving = vec![first.clone()];
+        }
         next
     }
 
@@ -308,7 +317,7 @@ regions = ["a"]
         dropped.check().unwrap();
         assert!(records.adopt(dropped.clone()));
         assert_eq!((records.record(&name), records.epoch(&name)), (None, 5));
-        let again = dropped.created_again(&implied);
+        let again = dropped.created_again(&implied, &region("b"));
         again.check().unwrap();
         assert!(records.adopt(again));
         let record = records.record(&name).unwrap();

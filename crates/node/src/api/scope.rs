@@ -124,7 +124,8 @@ impl ScopeService for Api {
                 return Ok(None);
             }
             let rule = self.rules.find(&name).ok_or_else(|| no_rule(&name))?;
-            Ok(Some(record.created_again(&PlacementRecord::implied(RULE_EPOCH, rule, &name))))
+            let implied = PlacementRecord::implied(RULE_EPOCH, rule, &name);
+            Ok(Some(record.created_again(&implied, &self.region)))
         });
         created.await?;
         Ok(Response::new(v1::CreateScopeResponse { scope: self.shown(&name) }))

@@ -274,7 +274,7 @@ async fn a_dropped_scope_is_gone_everywhere_until_it_is_created_anew() {
 
     let nodes = world.all().await;
     let scope = nodes[0].create().await.unwrap();
-    assert_eq!((scope.incarnation, scope.serving.len()), (1, 3));
+    assert_eq!((scope.incarnation, scope.serving, scope.goal.len()), (1, vec!["dallas".to_owned()], 3));
     assert_eq!(nodes[0].get("home").await.unwrap(), None, "another scope of the same name");
     nodes[0].put("home", "new").await.unwrap();
     nodes[2].until_it_has("home", "new").await;
