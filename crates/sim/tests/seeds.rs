@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use tropism_sim::{FRESH_SEEDS, Promise, Report, Sabotage, Size, run};
 
 /// Seeds that found something, with what it was. They stay.
-const FAILED: [(u64, &str); 17] = [
+const FAILED: [(u64, &str); 18] = [
+    (
+        337,
+        "frames of a turn that was synced when its link had gone left on the next one, as the simulator had it",
+    ),
     (
         40_035,
         "an old copy began a life under the very incarnation that peers saw of the copy before, whose clock was ahead",
@@ -56,13 +60,20 @@ const FAILED: [(u64, &str); 17] = [
 ];
 
 /// Likewise, in worlds where scopes move.
-const FAILED_MOVING: [(u64, &str); 1] = [(
-    10_344,
-    "a lost store was served without a scope that had moved: a region vouched for it by a rule, and had left it",
-)];
+const FAILED_MOVING: [(u64, &str); 3] = [
+    (
+        10_344,
+        "a lost store was served without a scope that had moved: a region vouched for it by a rule, and had left it",
+    ),
+    (144, "what a region had made before it left a scope was asked of it when it learnt that scope again"),
+    (122, "a scope that was created anew was served by all at once: stable here, and refused there"),
+];
 
 /// What must happen somewhere in [`FRESH_SEEDS`]: a simulator that never gets there proves nothing about it.
-const MUST_HAPPEN: [&str; 96] = [
+const MUST_HAPPEN: [&str; 99] = [
+    "a scope was dropped",
+    "a dropped scope was created again",
+    "a write to a dropped scope was refused",
     "a scope is to expand",
     "a scope is to shrink",
     "a scope is where it shall be",

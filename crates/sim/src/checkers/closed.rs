@@ -34,8 +34,10 @@ impl Checker for ClosedTimes {
         while let Some((stamp, key)) =
             author.authored.get(looked.changes).filter(|(stamp, _)| *stamp <= closed)
         {
-            // What the author held of a scope that it left came with others, before that.
-            let shared = truth.serves(node, &key.shard) && !truth.is_stranger(peer, &key.shard);
+            // What the author held of a scope that it left came with others, before that; also where it comes back.
+            let left =
+                truth.is_stranger(peer, &key.shard) || truth.learners_for(peer, &key.shard).contains(&peer);
+            let shared = truth.serves(node, &key.shard) && !left && !truth.is_gone(&key.shard);
             if shared && !view.counts(key) && !truth.forged.contains(key) {
                 let (name, peer_name) = (truth.name(node), truth.name(peer));
                 let text =

@@ -25,7 +25,7 @@ impl Checker for Durability {
                 let learners = truth.learners_for(author, &done.shard);
                 let has = |node: &usize| truth.nodes[*node].ever_had(&key);
                 let disks = (0..truth.nodes.len()).filter(|n| !learners.contains(n)).filter(has).count();
-                if disks < asked.regions {
+                if disks < asked.regions && !truth.is_gone(&key.shard) {
                     let text =
                         format!("{key:?} was acknowledged for {} regions, {disks} have it", asked.regions);
                     found.push((vec![author], text));

@@ -25,8 +25,8 @@ impl Checker for Stability {
                 }
             }
             Fact::Stable { node, key } if !truth.forged.contains(&key) => {
-                if !truth.serves(node, &key.shard) {
-                    return; // it does nothing on the strength of that
+                if !truth.serves(node, &key.shard) || truth.is_gone(&key.shard) {
+                    return; // it does nothing on the strength of that, or who knew of the drop has deleted it
                 }
                 for member in truth.served_for(node, &key.shard) {
                     let view = &truth.nodes[member];

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tropism_crdt::{Change, ExpiryChange, NodeId, Origin, Stamp, Vector};
-use tropism_placement::{Membership, PlacementRecord, Records, RegionName, Role, Rules, ScopeName, ShardId};
+use tropism_placement::{
+    Membership, PlacementRecord, Records, RegionName, Role, Rules, ScopeId, ScopeName, ShardId, StoredRecord,
+};
 use tropism_replica::{WriteDone, WriteError, WriteOp};
 use tropism_storage::LogKey;
 
@@ -15,7 +17,7 @@ pub(crate) struct Truth {
     regions: Vec<RegionName>,
     /// What the directory has, and what each node follows.
     records: Records,
-    follows: Vec<BTreeMap<ScopeName, Membership<RegionName>>>,
+    follows: Vec<BTreeMap<ScopeName, StoredRecord>>,
     /// Every change that a node made.
     pub(crate) made: BTreeMap<LogKey, Made>,
     /// The changes of a key, in the order in which they were made.
@@ -43,7 +45,9 @@ pub(crate) struct Truth {
     /// Shards that a node left since its last commit.
     pub(super) left: BTreeSet<(usize, ShardId)>,
     /// Which scope a shard is of.
-    scopes: BTreeMap<ShardId, ScopeName>,
+    scopes: BTreeMap<ShardId, ScopeId>,
+    /// Shards of scopes that were dropped.
+    gone: BTreeSet<ShardId>,
 }
 
 /// A change and what its author had applied of the shard before it.
@@ -172,6 +176,7 @@ impl Truth {
             members: BTreeMap::new(),
             left: BTreeSet::new(),
             scopes: BTreeMap::new(),
+            gone: BTreeSet::new(),
         }
     }
 
@@ -190,13 +195,22 @@ impl Truth {
     /// The directory decided on a scope.
     pub(crate) fn decided(&mut self, records: &Records, name: &ScopeName) {
         if let Some(record) = records.stored(name) {
+            if record.dropped {
+                self.gone.extend((0..record.spread).map(|index| ShardId::of(&record.scope, index)));
+            }
             self.records.adopt(record.clone());
         }
-        let Some(record) = self.records.record(name) else { return };
-        let of: Vec<ShardId> =
-            self.scopes.iter().filter(|(_, scope)| *scope == name).map(|(shard, _)| *shard).collect();
-        for shard in of {
-            self.members.insert(shard, self.nodes_in(&record.serving));
+        let record = self.records.record(name); // none: it is dropped, and nobody's
+        let of: Vec<(ShardId, u64)> = self
+            .scopes
+            .iter()
+            .filter(|(_, scope)| scope.name == *name)
+            .map(|(shard, scope)| (*shard, scope.incarnation))
+            .collect();
+        for (shard, incarnation) in of {
+            let record = record.as_ref().filter(|record| record.scope.incarnation == incarnation);
+            let members = record.map_or_else(Vec::new, |record| self.nodes_in(&record.serving));
+            self.members.insert(shard, members);
         }
     }
 
@@ -210,8 +224,8 @@ impl Truth {
         self.follows[node].retain(|name, _| records.stored(name).is_some());
         for stored in records.all_stored() {
             let name = &stored.scope.name;
-            let before = self.follows[node].insert(name.clone(), stored.members.clone());
-            if before.as_ref() == Some(&stored.members) {
+            let before = self.follows[node].insert(name.clone(), stored.clone());
+            if before.is_some_and(|before| before.members == stored.members) {
                 continue;
             }
             if stored.members.role(&region) != Role::Serving {
@@ -219,7 +233,7 @@ impl Truth {
             }
             // From now on it goes by what is stable.
             let view = &mut self.nodes[node];
-            for (shard, _) in self.scopes.iter().filter(|(_, scope)| *scope == name) {
+            for (shard, _) in self.scopes.iter().filter(|(_, scope)| **scope == stored.scope) {
                 let vectors = view.vectors.get(shard).cloned().unwrap_or_default();
                 let stable = view.stable_vectors.entry(*shard).or_default();
                 let passed = view.logged[..view.stable].iter().filter(|(_, key)| key.shard == *shard);
@@ -241,16 +255,33 @@ impl Truth {
         view.logged.retain(|(_, key)| key.shard != shard);
     }
 
+    /// The members of a shard, by the record that a node follows; none of another life of the scope's name. `None`: those
+    /// that the rule implies.
+    fn members_for(&self, node: usize, shard: &ShardId) -> Option<Membership<RegionName>> {
+        let scope = self.scopes.get(shard)?;
+        let nobody =
+            |epoch| Membership { epoch, serving: Vec::new(), learners: Vec::new(), leaving: Vec::new() };
+        match self.follows[node].get(&scope.name) {
+            Some(record) if record.scope == *scope => Some(record.members.clone()),
+            Some(record) => Some(nobody(record.epoch())),
+            None => (scope.incarnation > 0).then(|| nobody(0)),
+        }
+    }
+
+    /// Whether a shard is of a scope that was dropped: nothing is promised for it any more, also where that is not known.
+    pub(crate) fn is_gone(&self, shard: &ShardId) -> bool {
+        self.gone.contains(shard)
+    }
+
     /// Whether a node deletes what it has of a shard, by the record that it follows.
     pub(crate) fn is_stranger(&self, node: usize, shard: &ShardId) -> bool {
-        let members = self.scopes.get(shard).and_then(|name| self.follows[node].get(name));
+        let members = self.members_for(node, shard);
         members.is_some_and(|members| members.role(&self.regions[node]) == Role::Stranger)
     }
 
     /// Whether a node serves a shard, by the record that it follows.
     pub(crate) fn serves(&self, node: usize, shard: &ShardId) -> bool {
-        let name = self.scopes.get(shard);
-        match name.and_then(|name| self.follows[node].get(name)) {
+        match self.members_for(node, shard) {
             Some(members) => members.role(&self.regions[node]) == Role::Serving,
             None => self.implied_members(shard).contains(&node),
         }
@@ -258,8 +289,7 @@ impl Truth {
 
     /// The nodes that serve a shard, by the record that a node follows.
     pub(crate) fn served_for(&self, node: usize, shard: &ShardId) -> Vec<usize> {
-        let name = self.scopes.get(shard);
-        match name.and_then(|name| self.follows[node].get(name)) {
+        match self.members_for(node, shard) {
             Some(members) => self.nodes_in(&members.serving),
             None => self.implied_members(shard),
         }
@@ -267,13 +297,12 @@ impl Truth {
 
     /// The nodes that only learn a shard, by the record that a node follows.
     pub(crate) fn learners_for(&self, node: usize, shard: &ShardId) -> Vec<usize> {
-        let members = self.scopes.get(shard).and_then(|name| self.follows[node].get(name));
-        members.map_or_else(Vec::new, |members| self.nodes_in(&members.learners))
+        self.members_for(node, shard).map_or_else(Vec::new, |members| self.nodes_in(&members.learners))
     }
 
     fn implied_members(&self, shard: &ShardId) -> Vec<usize> {
-        let name = self.scopes.get(shard);
-        let rule = name.and_then(|name| self.records.rules().find(name));
+        let scope = self.scopes.get(shard);
+        let rule = scope.and_then(|scope| self.records.rules().find(&scope.name));
         rule.map_or_else(|| (0..self.nodes.len()).collect(), |rule| self.nodes_in(&rule.regions))
     }
 
@@ -362,10 +391,14 @@ impl Truth {
         let Some(change) = bytes.and_then(|bytes| Change::decode(bytes).ok()) else { return true };
         let ticket = change.trace.map(|trace| u128::from_be_bytes(trace.trace_id) as u64);
         let saw = self.nodes[node].vectors.get(&key.shard).cloned().unwrap_or_default();
-        if let Some(record) = self.record(&change.scope) {
-            let members = self.nodes_in(&record.serving);
+        let name = ScopeName::new(&change.scope).ok();
+        if let Some(name) = name.filter(|name| self.records.rules().find(name).is_some()) {
+            let scope = ScopeId { name, incarnation: change.scope_incarnation };
+            // Made where it was not known yet that the scope is dropped, it is nobody's.
+            let record = self.records.record(&scope.name).filter(|record| record.scope == scope);
+            let members = record.map_or_else(Vec::new, |record| self.nodes_in(&record.serving));
             self.members.entry(key.shard).or_insert(members);
-            self.scopes.insert(key.shard, record.scope.name);
+            self.scopes.insert(key.shard, scope);
         }
         if self.forged.contains(&key) {
             self.spoiled.insert((key.shard, change.key.clone()));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tropism_crdt::document::PatchOp;
 use tropism_crdt::json::{Json, Pointer};
 use tropism_crdt::{ExpiryChange, TraceContext};
-use tropism_placement::{Durability, Kind, ScopeName, ShardId};
+use tropism_placement::{Durability, Kind, ScopeId, ScopeName, ShardId};
 use tropism_replica::{Input, Precondition, Token, Write, WriteDone, WriteError, WriteOp};
 use tropism_storage::{Reads, Space, StagedKey};
 
@@ -38,6 +38,8 @@ struct Call {
     number: u64,
     at: usize,
     wish: Wish,
+    /// The scope that was meant.
+    scope: ScopeId,
     shards: Vec<ShardId>,
     began_us: u64,
     give_up_us: u64,
@@ -125,8 +127,10 @@ impl World {
 
     fn begin(&mut self, client: usize, wish: Wish, scope: &ScopeName, key: Option<&str>) {
         let at = self.clients[client].at;
-        let Some(record) = self.checkers.truth.record(scope.as_str()) else { return };
-        if !self.nodes[at].published.as_ref().is_some_and(|published| published.serving.contains(scope)) {
+        let record = self.checkers.truth.record(scope.as_str());
+        let Some(record) = record else { return self.cover("a scope was asked for that is dropped") };
+        let published = self.nodes[at].published.as_ref();
+        if !published.is_some_and(|published| published.serving.contains(&record.scope)) {
             return self.cover("a scope was asked for where it is not");
         }
         let shards = match key {
@@ -138,7 +142,7 @@ impl World {
         let number = self.next_call;
         let (began_us, give_up_us) = (self.now_us, self.now_us + patience);
         self.clients[client].call =
-            Some(Call { number, at, wish, shards, began_us, give_up_us, ticket: None });
+            Some(Call { number, at, wish, scope: record.scope, shards, began_us, give_up_us, ticket: None });
         // A write may be answered at its deadline; after that only a node that is gone leaves it open.
         self.schedule(patience + 1_000_000, What::GiveUp { client, call: number });
         self.serve(client, true);
@@ -160,7 +164,7 @@ impl World {
         let (at, give_up_us) = (call.at, call.give_up_us);
         let Some(published) = &self.nodes[at].published else { return };
         let left = match &call.wish {
-            Wish::Get(scope, _) | Wish::Scan(scope) => !published.serving.contains(scope),
+            Wish::Get(..) | Wish::Scan(_) => !published.serving.contains(&call.scope),
             Wish::Write(_) => false, // the node says so
         };
         if left {
@@ -411,6 +415,7 @@ impl World {
             Err(WriteError::Exists { .. }) => "a precondition failed",
             Err(WriteError::Patch(_)) => "a patch did not fit",
             Err(WriteError::NotHere { .. }) => "a scope was asked for where it is not",
+            Err(WriteError::Dropped(_)) => "a write to a dropped scope was refused",
             Err(_) => "a write was refused",
         });
         let asked = self.checkers.truth.asked.get(&ticket);

@@ -18,15 +18,19 @@ pub(super) struct Directory {
     /// In which life and up to which revision each node heard of it.
     heard: Vec<(u64, u64)>,
     rng: Rng,
+    /// Scopes are dropped now and then. Drawn apart, so that worlds where none is are what they were.
+    drops: Option<Rng>,
     /// Until when nobody can decide anything, us.
     down_until_us: u64,
 }
 
 impl Directory {
-    pub(super) fn new(seed: u64, records: Records) -> Self {
+    pub(super) fn new(seed: u64, records: Records, may_drop: bool) -> Self {
         // A draw of its own, so that worlds without moves are what they were.
         let rng = Rng::new(seed ^ 0x006d_6f76_6573);
-        Self { decided: Decided::default(), records, heard: Vec::new(), rng, down_until_us: 0 }
+        let mut drops = Rng::new(seed ^ 0x6472_6f70_7300);
+        let drops = (drops.chance(40) && may_drop).then_some(drops);
+        Self { decided: Decided::default(), records, heard: Vec::new(), rng, drops, down_until_us: 0 }
     }
 }
 
@@ -81,6 +85,10 @@ impl World {
         }
         let members = &record.members;
         let what = match (members.learners.is_empty(), members.leaving.is_empty()) {
+            _ if record.dropped => "a scope was dropped",
+            _ if self.directory.records.stored(&name).is_some_and(|stored| stored.dropped) => {
+                "a dropped scope was created again"
+            }
             _ if record.goal.is_none() && members.is_stable() => "a scope is where it shall be",
             (false, _) => "a scope is to expand",
             (_, false) => "a scope is to shrink",
@@ -112,6 +120,9 @@ impl World {
         }
         self.schedule(pause, What::WishMove);
         let scope: ScopeName = self.directory.rng.pick(&self.config.scopes).0.clone();
+        if self.drop_or_create(&scope) {
+            return;
+        }
         let Some(record) = self.directory.records.record(&scope) else { return };
         let stored =
             self.directory.records.stored(&scope).cloned().unwrap_or_else(|| StoredRecord::of(&record));
@@ -124,6 +135,25 @@ impl World {
         // Now and then what is under way is called off.
         let goal = if rng.chance(10) { None } else { Some(goal) };
         self.decide(stored.bound_for(goal));
+    }
+
+    /// Somebody wants a scope gone, or back; says whether it was that.
+    fn drop_or_create(&mut self, scope: &ScopeName) -> bool {
+        let Directory { drops, records, .. } = &mut self.directory;
+        let Some(rng) = drops else { return false };
+        let dropped = records.stored(scope).is_some_and(|stored| stored.dropped);
+        if !rng.chance(if dropped { 60 } else { 15 }) {
+            return dropped; // nothing else can be done with it
+        }
+        let implied = Records::new(self.config.rules.clone()).record(scope);
+        let Some(implied) = implied else { return false };
+        let next = match records.stored(scope) {
+            Some(stored) if dropped => stored.created_again(&implied, rng.pick(&implied.serving)),
+            Some(stored) => stored.dropped(),
+            None => StoredRecord::of(&implied).dropped(),
+        };
+        self.decide(next);
+        true
     }
 
     /// What of the directory's records is not followed yet, if anything.

@@ -14,7 +14,7 @@ impl World {
     pub(super) fn send(&mut self, from: usize, to: NodeId, mut frame: Frame) {
         let Some(to) = self.number(to) else { return };
         let Some(connection) = self.network.connection(from, to) else { return };
-        if self.nodes[from].linked.get(&to) != Some(&connection) {
+        if self.nodes[from].leaves_on.get(&to) != Some(&connection) {
             return; // it was meant for an earlier connection
         }
         if let Some(at) = self.forging.iter().position(|link| *link == (from, to))

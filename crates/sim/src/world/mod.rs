@@ -51,8 +51,8 @@ pub fn run(seed: u64, size: Size) -> Report {
 enum What {
     /// A node takes its inputs.
     Turn(usize),
-    /// A node's batch is durable: its outputs leave.
-    Synced { node: usize, life: u64, outputs: Vec<Output> },
+    /// A node's batch is durable: its outputs leave, on the connections that it knew when it made them.
+    Synced { node: usize, life: u64, outputs: Vec<Output>, linked: BTreeMap<usize, u64> },
     /// A frame arrives.
     Arrive { to: usize, from: usize, connection: u64, frame: Box<Frame> },
     /// A connection stands, as one side sees it.
@@ -170,7 +170,11 @@ impl World {
             forging: Vec::new(),
             asked_parked: BTreeMap::new(),
             verifier: Verifier::new(seed),
-            directory: Directory::new(seed, Records::new(config.rules.clone())),
+            directory: Directory::new(
+                seed,
+                Records::new(config.rules.clone()),
+                config.moves && !size.history,
+            ),
             background: Background::new(seed),
             past,
             settling: false,
@@ -365,7 +369,7 @@ impl World {
         self.trace.add(self.now_us);
         match what {
             What::Turn(node) => self.turn(node),
-            What::Synced { node, life, outputs } => self.synced(node, life, outputs),
+            What::Synced { node, life, outputs, linked } => self.synced(node, life, outputs, linked),
             What::Arrive { to, from, connection, frame } => {
                 let current = self.network.connection(to, from) == Some(connection);
                 if current && self.nodes[to].up.get(&from) == Some(&connection) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tropism_crdt::NodeId;
-use tropism_placement::{Kind, RegionName, ScopeName, ShardId};
+use tropism_placement::{Kind, RegionName, ScopeId, ScopeName, ShardId};
 use tropism_replica::{
     DigestKey, Event, Hello, Identity, Input, Opening, Output, Peer, Replica, SetAside, Status,
 };
@@ -38,6 +38,8 @@ pub(super) struct Node {
     /// The links whose beginning its replica takes with the next turn, and those it took: frames leave on these.
     pub(super) meeting: Vec<(usize, u64)>,
     pub(super) linked: BTreeMap<usize, u64>,
+    /// The connections that it knew when the turn ended whose outputs leave.
+    pub(super) leaves_on: BTreeMap<usize, u64>,
     /// Whom it met since the end of the last turn.
     met: Vec<usize>,
     pub(super) syncing: bool,
@@ -48,7 +50,7 @@ pub(super) struct Node {
     settling: Vec<ShardId>,
     open: bool,
     /// The scopes that it serves, as of the turn that is being synced.
-    serving: Vec<ScopeName>,
+    serving: Vec<ScopeId>,
     pub(super) turn_at: Option<u64>,
     pub(super) paused: bool,
     pub(super) sync_us: (u64, u64),
@@ -73,7 +75,7 @@ pub(super) struct Published {
     /// Whether clients are served.
     pub(super) open: bool,
     /// And with which scopes.
-    pub(super) serving: Vec<ScopeName>,
+    pub(super) serving: Vec<ScopeId>,
 }
 
 struct Backup {
@@ -104,6 +106,7 @@ impl Node {
             up: BTreeMap::new(),
             meeting: Vec::new(),
             linked: BTreeMap::new(),
+            leaves_on: BTreeMap::new(),
             met: Vec::new(),
             settling: Vec::new(),
             open: false,
@@ -148,10 +151,11 @@ impl Node {
 }
 
 /// The scopes that a node serves.
-fn served(replica: &Replica, scopes: &[(ScopeName, Kind)], region: &RegionName) -> Vec<ScopeName> {
-    let serves =
-        |name: &&ScopeName| replica.record(name).is_some_and(|record| record.serving.contains(region));
-    scopes.iter().map(|(name, _)| name).filter(serves).cloned().collect()
+fn served(replica: &Replica, scopes: &[(ScopeName, Kind)], region: &RegionName) -> Vec<ScopeId> {
+    let serves = |(name, _): &(ScopeName, Kind)| {
+        replica.record(name).filter(|record| record.serving.contains(region)).map(|record| record.scope)
+    };
+    scopes.iter().filter_map(serves).collect()
 }
 
 impl World {
@@ -223,6 +227,7 @@ impl World {
         node.meeting.clear();
         node.met.clear();
         node.linked.clear();
+        node.leaves_on.clear();
         node.turn_at = None;
         self.will_hear(at);
         self.wake(at, 0);
@@ -461,7 +466,8 @@ impl World {
                 self.carry_out(at, reply);
             }
         }
-        self.schedule(sync_us, What::Synced { node: at, life, outputs });
+        let linked = self.nodes[at].linked.clone();
+        self.schedule(sync_us, What::Synced { node: at, life, outputs, linked });
         self.look(at);
     }
 
@@ -485,11 +491,18 @@ impl World {
         }
     }
 
-    pub(super) fn synced(&mut self, at: usize, life: u64, outputs: Vec<Output>) {
+    pub(super) fn synced(
+        &mut self,
+        at: usize,
+        life: u64,
+        outputs: Vec<Output>,
+        linked: BTreeMap<usize, u64>,
+    ) {
         let node = &mut self.nodes[at];
         if node.life != life {
             return;
         }
+        node.leaves_on = linked;
         let now = self.now_of(&self.nodes[at]);
         let node = &mut self.nodes[at];
         let id = node.id;

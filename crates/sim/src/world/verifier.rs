@@ -170,6 +170,9 @@ impl World {
             Err(VerifyError::NotHeld(_)) if self.config.moves => {
                 return self.cover("a verification met a move");
             }
+            Err(VerifyError::NoRule(_)) if self.config.moves => {
+                return self.cover("a verification met a drop");
+            }
             Err(error) => {
                 let text = format!("n{at} does not verify a shard that it holds: {error}");
                 return self.checkers.violated(Promise::Service, vec![at], text);
