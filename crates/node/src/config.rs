@@ -150,6 +150,8 @@ pub struct Telemetry {
     pub otlp: Option<String>,
     /// How many of a million calls are sampled that come without a decision of their client.
     pub sampling_ppm: u32,
+    /// Where metrics are scraped; none: nowhere. A loopback address unless `listen.insecure` is set.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// The secret that all nodes of a cluster share. Its bytes never appear in a log or an error.
@@ -321,7 +323,7 @@ impl<'t> Reader<'t> {
         let cluster = self.table(&mut root, "cluster").cluster();
         let peers = self.peers(&mut root, node.as_ref().map(|node| node.id));
         let limits = self.table(&mut root, "limits").limits();
-        let telemetry = self.table(&mut root, "telemetry").telemetry();
+        let telemetry = self.table(&mut root, "telemetry").telemetry(listen.as_ref());
         for key in root.keys() {
             self.fail(self.line_at(key.span().start), &echo(key.get_ref()), "unknown section");
         }
@@ -526,7 +528,7 @@ impl Table<'_, '_> {
         })
     }
 
-    fn telemetry(mut self) -> Option<Telemetry> {
+    fn telemetry(mut self, listen: Option<&Listen>) -> Option<Telemetry> {
         let log = self.take("log", Some("info".to_owned()), |value| {
             let filters = string(value)?;
             match EnvFilter::try_new(&filters) {
@@ -539,8 +541,25 @@ impl Table<'_, '_> {
             url => collector(url).map(Some),
         });
         let sampling_ppm = self.take("sampling", Some(10_000), share);
+        let metrics = self.take("metrics", Some(None), |value| match value {
+            DeValue::String(text) if text.is_empty() => Ok(None),
+            address => listen_address(address).map(Some),
+        });
+        if let (Some(Some(address)), Some(listen)) = (metrics, listen) {
+            if !listen.insecure && !address.ip().is_loopback() {
+                let reason = format!(
+                    "{address} is not a loopback address, and there is no TLS; listen.insecure = true allows it"
+                );
+                self.fail("metrics", reason);
+            }
+            for (key, other) in [("listen.client", listen.client), ("listen.peer", listen.peer)] {
+                if address == other {
+                    self.fail("metrics", format!("is the same as {key}"));
+                }
+            }
+        }
         self.finish();
-        Some(Telemetry { log: log?, otlp: otlp?, sampling_ppm: sampling_ppm? })
+        Some(Telemetry { log: log?, otlp: otlp?, sampling_ppm: sampling_ppm?, metrics: metrics? })
     }
 
     /// Takes a key: its converted value, the default if it is absent, or None after reporting what is wrong.

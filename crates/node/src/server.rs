@@ -32,7 +32,7 @@ use crate::driver::{Driver, Failure, Witnessed};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
 use crate::peer::{Links, PeerAddress, digest_key};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, scrape};
 use crate::traffic::Traffic;
 
 #[cfg(test)]
@@ -188,6 +188,7 @@ fn serve(
             node: config.node.id,
             region: config.node.region.clone(),
             endpoint: format!("http://{}", config.listen.client),
+            metrics: config.telemetry.metrics.map(scrape::url).unwrap_or_default(),
             peers,
             traffic,
             engine: if durable { "disk" } else { "memory" },
@@ -198,6 +199,11 @@ fn serve(
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
             telemetry,
         });
+        if let Some(address) = config.telemetry.metrics {
+            let listener = std::net::TcpListener::bind(address)
+                .map_err(|source| ServeError::Listen { address, source })?;
+            threads.push(scrape::start(listener, api.clone(), reached(phases.clone(), Phase::Over))?);
+        }
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut clients = Clients { api, phase: &phase, phases, lanes: Vec::new(), permits };
         let outcome = clients.serve(config.listen.client, handle.failed(), stop, &mut threads).await;

@@ -1,9 +1,11 @@
-//! Traces that cross regions: a span for a call, one for its commit here, one wherever its change is applied.
+//! What a node tells of itself: traces that cross regions, and metrics.
 //!
+//! A trace has a span for a call, one for its commit here, one wherever its change is applied.
 //! The decision falls when a call comes: a client's `traceparent` decides, without one the node's own share of calls. A
 //! call that is not sampled costs a look at its headers and a random number. Spans live in a subscriber of their own: no
 //! log line and no field of one can get into a trace, and several nodes in a process tell nothing about each other. What
-//! the replica applied it tells as data; the spans of that are made here, too.
+//! the replica applied it tells as data; the spans of that are made here, too. Metrics are counted in `metrics`, written
+//! down in `sheet` and told by `scrape`.
 
 use std::fmt;
 use std::io;
@@ -23,7 +25,7 @@ use tracing::{Dispatch, Level, Span, dispatcher, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
-use tropism_crdt::TraceContext;
+use tropism_crdt::{NodeId, TraceContext};
 use tropism_replica::{Now, Traced};
 
 use crate::config::CheckedConfig;
@@ -31,12 +33,17 @@ use crate::config::CheckedConfig;
 pub(crate) mod calls;
 pub(crate) mod context;
 mod export;
+pub(crate) mod metrics;
 pub mod names;
+pub(crate) mod scrape;
+pub(crate) mod sheet;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use context::Incoming;
 use export::{Counts, Exporter};
+use metrics::Metrics;
+use sheet::Sheet;
 
 /// Of all spans, so that the subscriber takes nothing else.
 const TARGET: &str = "tropism::trace";
@@ -46,11 +53,12 @@ pub const LATE: Duration = Duration::from_secs(10);
 /// What [`Telemetry::server`] draws from.
 const MILLION: u32 = 1_000_000;
 
-/// Where spans go; nowhere by default. Cheap to clone.
+/// Where spans go (nowhere by default), and what is counted. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Telemetry {
     on: Option<Arc<On>>,
     malformed: Arc<AtomicU64>,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Telemetry {
@@ -91,7 +99,12 @@ impl Telemetry {
     /// Starts exporting, if the configuration says where to.
     pub(crate) fn start(checked: &CheckedConfig, version: &str) -> io::Result<(Self, Running)> {
         let config = &checked.config;
-        let Some(otlp) = &config.telemetry.otlp else { return Ok((Self::default(), Running(None))) };
+        let peers: Vec<(NodeId, String)> =
+            config.peers.iter().map(|peer| (peer.id, peer.region.as_str().to_owned())).collect();
+        let metrics = Arc::new(Metrics::new(config.node.region.as_str(), &peers));
+        let Some(otlp) = &config.telemetry.otlp else {
+            return Ok((Self { metrics, ..Self::default() }, Running(None)));
+        };
         let node = config.node.id.as_str().to_owned();
         // Empty to begin with: what the environment says of resources is not in the list of names.
         let resource = Resource::builder_empty()
@@ -122,7 +135,18 @@ impl Telemetry {
         let only_ours = Targets::new().with_target(TARGET, Level::INFO);
         let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
         let on = On { dispatch, tracer, sampling_ppm: config.telemetry.sampling_ppm, counts };
-        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default() }, Running(Some(exporter))))
+        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default(), metrics }, Running(Some(exporter))))
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Writes down what was counted.
+    pub(crate) fn write(&self, sheet: &mut Sheet) {
+        self.metrics.write(sheet);
+        sheet.counter(&names::MALFORMED, &[], self.malformed());
     }
 
     /// Calls whose `traceparent` was none.

@@ -38,46 +38,7 @@ impl ClusterService for Api {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         Call::of(request)?;
-        let published = self.handle.published();
-        let status = &published.status;
-        let tally = &published.tally;
-        let backlogs = self.backlogs(&published).await?;
-        let mut links: Vec<v1::LinkStatus> =
-            status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
-        links.sort_by(|a, b| a.peer.cmp(&b.peer));
-        Ok(Response::new(v1::GetStatusResponse {
-            node: Some(self.node_status(&published)),
-            store: Some(v1::StoreStatus {
-                engine: self.engine.to_owned(),
-                durable: self.durable,
-                store_id: status.store_id.to_be_bytes().to_vec().into(),
-                format_version: u32::try_from(STORE_FORMAT).unwrap_or(u32::MAX),
-                commit_number: published.head.commit,
-                log_floor: status.log_floor,
-                log_changes: tally.log_changes,
-                log_bytes: tally.log_bytes,
-                visible_keys: tally.keys.alive.saturating_sub(status.expired_keys),
-                expired_keys: status.expired_keys.min(tally.keys.alive),
-                deleted_keys: tally.keys.deleted,
-                stubs: tally.keys.stubs,
-                parked_keys: tally.keys.parked,
-                bytes: published.footprint.bytes,
-                swept: status.counted,
-            }),
-            clock: Some(v1::ClockStatus {
-                wall_ms: wall_ms(),
-                stamp: status.stamp.as_u64(),
-                reserved_until: Stamp::new(status.reserved_ms, 0).as_u64(),
-                max_offset_ms: MAX_OFFSET_MS,
-                peers_far_behind: self.peers_far_behind(&published),
-            }),
-            warnings: self.warnings(&published, &links),
-            links,
-            caches: caches(&published),
-            queues: self.queues(&published),
-            degraded_scopes: degraded_scopes(&published),
-            long_histories: long_histories(&published),
-        }))
+        Ok(Response::new(self.status().await?))
     }
 
     async fn list_regions(
@@ -254,6 +215,50 @@ fn long_histories(published: &Published) -> Vec<v1::LongHistory> {
 }
 
 impl Inner {
+    /// How the node is.
+    pub(super) async fn status(&self) -> Result<v1::GetStatusResponse, Problem> {
+        let published = self.handle.published();
+        let status = &published.status;
+        let tally = &published.tally;
+        let backlogs = self.backlogs(&published).await?;
+        let mut links: Vec<v1::LinkStatus> =
+            status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
+        links.sort_by(|a, b| a.peer.cmp(&b.peer));
+        Ok(v1::GetStatusResponse {
+            node: Some(self.node_status(&published)),
+            store: Some(v1::StoreStatus {
+                engine: self.engine.to_owned(),
+                durable: self.durable,
+                store_id: status.store_id.to_be_bytes().to_vec().into(),
+                format_version: u32::try_from(STORE_FORMAT).unwrap_or(u32::MAX),
+                commit_number: published.head.commit,
+                log_floor: status.log_floor,
+                log_changes: tally.log_changes,
+                log_bytes: tally.log_bytes,
+                visible_keys: tally.keys.alive.saturating_sub(status.expired_keys),
+                expired_keys: status.expired_keys.min(tally.keys.alive),
+                deleted_keys: tally.keys.deleted,
+                stubs: tally.keys.stubs,
+                parked_keys: tally.keys.parked,
+                bytes: published.footprint.bytes,
+                swept: status.counted,
+            }),
+            clock: Some(v1::ClockStatus {
+                wall_ms: wall_ms(),
+                stamp: status.stamp.as_u64(),
+                reserved_until: Stamp::new(status.reserved_ms, 0).as_u64(),
+                max_offset_ms: MAX_OFFSET_MS,
+                peers_far_behind: self.peers_far_behind(&published),
+            }),
+            warnings: self.warnings(&published, &links),
+            links,
+            caches: caches(&published),
+            queues: self.queues(&published),
+            degraded_scopes: degraded_scopes(&published),
+            long_histories: long_histories(&published),
+        })
+    }
+
     /// What each peer lacks, in the order of the links; counted at most once a second.
     async fn backlogs(&self, published: &Arc<Published>) -> Result<Vec<Backlog>, Problem> {
         let mut counted = self.backlogs.lock().await;
@@ -294,6 +299,7 @@ impl Inner {
             incarnation: status.origin.incarnation,
             origin: status.origin.to_string(),
             insecure: self.insecure,
+            metrics: self.metrics.clone(),
             rebuild: published.rebuild.as_ref().map(rebuild),
             budget: Some(budget(&status.budget)),
             scrub: Some(scrub(&status.scrub)),
@@ -380,6 +386,13 @@ impl Inner {
                 (self.gate.running(), CONCURRENT_CALLS),
                 "items",
                 self.gate.shed(),
+                "a call is refused (OVERLOADED)",
+            ),
+            queue(
+                "calls waiting for the replica",
+                self.handle.calls_waiting(),
+                "items",
+                self.handle.calls_shed(),
                 "a call is refused (OVERLOADED)",
             ),
             queue(

@@ -37,6 +37,7 @@ use crate::traffic::Traffic;
 mod admission;
 mod cluster;
 mod hub;
+mod metrics;
 mod parked;
 mod scan;
 mod scope;
@@ -76,6 +77,8 @@ pub struct ApiConfig {
     pub region: RegionName,
     /// URL at which clients reach this node; may be empty.
     pub endpoint: String,
+    /// URL at which metrics are scraped; empty when they are not.
+    pub metrics: String,
     /// The other nodes.
     pub peers: Vec<Peer>,
     /// What goes over the links to them.
@@ -110,6 +113,7 @@ pub struct Inner {
     node: NodeId,
     region: RegionName,
     endpoint: String,
+    metrics: String,
     peers: Vec<Peer>,
     traffic: Arc<Traffic>,
     engine: &'static str,
@@ -156,6 +160,7 @@ impl Api {
             node: config.node,
             region: config.region,
             endpoint: config.endpoint,
+            metrics: config.metrics,
             peers: config.peers,
             traffic: config.traffic,
             engine: config.engine,
@@ -182,10 +187,10 @@ impl Api {
         let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let parked = ParkedServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (gate, telemetry) = (&self.gate, &self.telemetry);
-        Routes::new(Followed::new(Admitted::new(state, gate.clone()), telemetry))
-            .add_service(Followed::new(Admitted::new(scope, gate.clone()), telemetry))
-            .add_service(Followed::new(Admitted::new(parked, gate.clone()), telemetry))
-            .add_service(Followed::new(Admitted::new(cluster, gate.clone()).always(), telemetry))
+        Routes::new(Followed::new(Admitted::new(state, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(scope, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(parked, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(cluster, gate.clone(), telemetry).always(), telemetry))
     }
 
     /// The way to the replica.

@@ -19,6 +19,7 @@ use tropism_wire::{Problem, Reason};
 use super::*;
 use crate::config::NodeConfig;
 
+mod metrics;
 mod rebuild;
 mod traces;
 

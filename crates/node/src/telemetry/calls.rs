@@ -1,4 +1,4 @@
-//! The span of a call, from its headers to the end of its answer.
+//! A call from its headers to the end of its answer: its span, and that it is counted.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -15,6 +15,7 @@ use tower::Service;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::metrics::CallCount;
 use super::{Telemetry, names};
 
 /// The span of the call that a request belongs to, among its extensions. Absent when the call is not sampled.
@@ -64,8 +65,34 @@ where
             let mut span = span;
             let Ok(answer) = answer.await;
             span.told(answer.headers());
-            Ok(answer.map(|body| Body::new(Carried { body, span })))
+            Ok(answer.map(|body| Body::new(Carried { body, end: span })))
         })
+    }
+}
+
+/// Counts a call that is answered, a stream when it ends.
+pub(crate) fn answered(mut call: CallCount, answer: http::Response<Body>) -> http::Response<Body> {
+    call.told(answer.headers());
+    if call.streams() {
+        return answer.map(|body| Body::new(Carried { body, end: call }));
+    }
+    if !call.is_told() {
+        call.ended(Code::Ok); // what comes behind the message says so
+    }
+    answer
+}
+
+/// Who wants to know how a call ends.
+trait End {
+    /// The call's headers, or what came behind its last message: they may have its status.
+    fn told(&mut self, headers: &HeaderMap);
+}
+
+impl End for CallCount {
+    fn told(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get("grpc-status") {
+            self.ended(Code::from_bytes(status.as_bytes()));
+        }
     }
 }
 
@@ -75,7 +102,7 @@ struct Ending {
     code: Option<Code>,
 }
 
-impl Ending {
+impl End for Ending {
     /// Looks for the status: among the headers of an answer without a message, or behind the last message.
     fn told(&mut self, headers: &HeaderMap) {
         if headers.contains_key("grpc-status") {
@@ -103,13 +130,13 @@ impl Drop for Ending {
     }
 }
 
-/// An answer on its way, with the span that ends behind it.
-struct Carried {
+/// An answer on its way, with what ends behind it.
+struct Carried<E> {
     body: Body,
-    span: Ending,
+    end: E,
 }
 
-impl http_body::Body for Carried {
+impl<E: End + Unpin> http_body::Body for Carried<E> {
     type Data = bytes::Bytes;
     type Error = Status;
 
@@ -121,7 +148,7 @@ impl http_body::Body for Carried {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(trailers) = frame.trailers_ref()
         {
-            self.span.told(trailers);
+            self.end.told(trailers);
         }
         polled
     }

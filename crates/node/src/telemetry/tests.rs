@@ -129,4 +129,27 @@ fn the_page_lists_the_names_that_there_are() {
     let spans: BTreeSet<&str> = names::SPANS.iter().copied().chain(["SERVICE/METHOD"]).collect();
     assert_eq!(rows("Spans"), spans);
     assert_eq!(rows("Attributes"), names::ATTRIBUTES.iter().copied().collect());
+    let mut metrics = String::from("| name | kind | labels | meaning |\n|---|---|---|---|\n");
+    for metric in names::METRICS {
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (name, kind) = (metric.name, metric.kind.as_str());
+        metrics += &format!("| `{name}` | {kind} | {} | {} |\n", labels.join(", "), metric.help);
+    }
+    assert!(page.contains(&metrics), "the page says of metrics:\n{metrics}");
+}
+
+#[test]
+fn metrics_are_named_as_prometheus_wants_it() {
+    let mut known = BTreeSet::new();
+    for metric in names::METRICS {
+        assert!(known.insert(metric.name), "{} is there twice", metric.name);
+        let counter = metric.kind == names::Kind::Counter;
+        assert_eq!(metric.name.ends_with("_total"), counter, "{}", metric.name);
+        let ours = ["tropism_", "rpc_server_", "process_"].iter().any(|ours| metric.name.starts_with(ours));
+        assert!(ours, "{}", metric.name);
+        assert!(metric.help.ends_with('.') && !metric.help.contains('\n'), "{}", metric.name);
+        for secret in ["key", "value", "token"] {
+            assert!(!metric.labels.contains(&secret), "{}", metric.name);
+        }
+    }
 }

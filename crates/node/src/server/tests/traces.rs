@@ -24,20 +24,26 @@ kind = "register"
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT: &str = "b7ad6b7169203331";
 
-/// Where the nodes live. Only the second samples by itself.
-struct Trio {
+/// Where the nodes live.
+pub(super) struct Trio {
     directory: tempfile::TempDir,
     clients: Vec<SocketAddr>,
 }
 
-struct Node {
-    channel: Channel,
+pub(super) struct Node {
+    pub(super) channel: Channel,
     stop: watch::Sender<bool>,
     node: tokio::task::JoinHandle<Result<(), ServeError>>,
 }
 
 impl Trio {
+    /// With traces to a collector. Only the second samples by itself.
     fn new(otlp: SocketAddr) -> Self {
+        Self::with(|at| format!("otlp = \"http://{otlp}\", sampling = {}.0", u8::from(at == 1)))
+    }
+
+    /// With this telemetry.
+    pub(super) fn with(telemetry: impl Fn(usize) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("regions.toml"), REGIONS).unwrap();
         let secret = directory.path().join("secret");
@@ -59,19 +65,19 @@ impl Trio {
                 listen = {{ client = "{}", peer = "{}" }}
                 cluster = {{ id = "test", secret_file = "secret", regions_file = "regions.toml" }}
                 peer = [{}]
-                telemetry = {{ otlp = "http://{otlp}", sampling = {}.0 }}
+                telemetry = {{ {} }}
                 "#,
                 clients[at],
                 peers[at],
                 others.join(", "),
-                u8::from(at == 1)
+                telemetry(at)
             );
             fs::write(directory.path().join(format!("{name}.toml")), config).unwrap();
         }
         Self { directory, clients }
     }
 
-    async fn start(&self, at: usize) -> Node {
+    pub(super) async fn start(&self, at: usize) -> Node {
         let checked = NodeConfig::check(&self.directory.path().join(format!("{}.toml", NAMES[at]))).unwrap();
         let (stop, stopped) = watch::channel(false);
         let start = Start { version: "1.2.3".into(), accept_loss: true };
@@ -86,7 +92,7 @@ impl Trio {
 }
 
 impl Node {
-    async fn put(&self, key: &str, regions: u32, traceparent: Option<&str>) -> Result<(), Status> {
+    pub(super) async fn put(&self, key: &str, regions: u32, traceparent: Option<&str>) -> Result<(), Status> {
         let register = v1::Register { content: Bytes::from_static(b"hush"), content_type: String::new() };
         let durability = v1::Durability { level: v1::DurabilityLevel::Regions.into(), regions };
         let mut request = Request::new(v1::PutRequest {
@@ -103,18 +109,18 @@ impl Node {
     }
 
     /// Puts until so many regions have it.
-    async fn until_linked(&self, regions: u32) {
+    pub(super) async fn until_linked(&self, regions: u32) {
         while self.put("begin", regions, None).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    async fn status(&self) -> v1::GetStatusResponse {
+    pub(super) async fn status(&self) -> v1::GetStatusResponse {
         let mut client = ClusterServiceClient::new(self.channel.clone());
         client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner()
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.send(true).unwrap();
         self.node.await.unwrap().unwrap();
     }
