@@ -153,3 +153,52 @@ fn metrics_are_named_as_prometheus_wants_it() {
         }
     }
 }
+
+/// What looks like a metric in a text.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("tropism_") || word.starts_with("rpc_server_")).collect()
+}
+
+#[test]
+fn alerts_and_dashboard_name_only_metrics_and_labels_that_there_are() {
+    let dashboard = include_str!("../../../../docs/operations/dashboard.json");
+    let alerts = include_str!("../../../../docs/operations/alerts.yml");
+    let mut exposed = BTreeSet::new();
+    for metric in names::METRICS {
+        match metric.kind {
+            names::Kind::Histogram => {
+                exposed.extend(["bucket", "sum", "count"].map(|part| format!("{}_{part}", metric.name)));
+            }
+            names::Kind::Counter | names::Kind::Gauge => {
+                exposed.insert(metric.name.to_owned());
+            }
+        }
+    }
+    for text in [dashboard, alerts] {
+        let named = metrics_in(text);
+        assert!(named.len() > 10, "{named:?}");
+        for name in named {
+            assert!(exposed.contains(name), "{name} is no metric");
+        }
+    }
+    // `{{label}}` of a legend, `$labels.label` of a text; `instance` is Prometheus' own.
+    let legends = dashboard.split("{{").skip(1).filter_map(|after| after.split("}}").next());
+    let texts = alerts.split("$labels.").skip(1).map(|after| after.split([' ', '}']).next().unwrap());
+    for label in legends.chain(texts) {
+        let known = names::METRICS.iter().any(|metric| metric.labels.contains(&label));
+        assert!(known || label == "instance", "{label} is no label");
+    }
+}
+
+#[test]
+fn the_dashboard_is_json() {
+    let dashboard = include_str!("../../../../docs/operations/dashboard.json");
+    let read: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+    let panels = read["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    assert!(
+        panels.iter().all(|panel| ids.insert(panel["id"].as_u64().unwrap())),
+        "each has an id of its own"
+    );
+}
