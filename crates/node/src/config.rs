@@ -146,12 +146,23 @@ pub struct Limits {
 pub struct Telemetry {
     /// Filters of `tracing`, known to parse.
     pub log: String,
+    /// How records are written.
+    pub log_format: LogFormat,
     /// URL of the collector that traces are exported to (OTLP over gRPC); none: nothing is.
     pub otlp: Option<String>,
     /// How many of a million calls are sampled that come without a decision of their client.
     pub sampling_ppm: u32,
     /// Where metrics are scraped; none: nowhere. A loopback address unless `listen.insecure` is set.
     pub metrics: Option<SocketAddr>,
+}
+
+/// How records of the log are written, one a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// As JSON objects.
+    Json,
 }
 
 /// The secret that all nodes of a cluster share. Its bytes never appear in a log or an error.
@@ -536,6 +547,12 @@ impl Table<'_, '_> {
                 Err(error) => Err(format!("\"{}\" is no filter: {error}", echo(&filters))),
             }
         });
+        let text = Some(LogFormat::Text);
+        let log_format = self.take("log_format", text, |value| match string(value)?.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            other => Err(format!("\"{}\" is unknown; it must be \"text\" or \"json\"", echo(other))),
+        });
         let otlp = self.take("otlp", Some(None), |value| match string(value)?.as_str() {
             "" => Ok(None),
             url => collector(url).map(Some),
@@ -559,7 +576,13 @@ impl Table<'_, '_> {
             }
         }
         self.finish();
-        Some(Telemetry { log: log?, otlp: otlp?, sampling_ppm: sampling_ppm?, metrics: metrics? })
+        Some(Telemetry {
+            log: log?,
+            log_format: log_format?,
+            otlp: otlp?,
+            sampling_ppm: sampling_ppm?,
+            metrics: metrics?,
+        })
     }
 
     /// Takes a key: its converted value, the default if it is absent, or None after reporting what is wrong.

@@ -33,6 +33,7 @@ use crate::config::CheckedConfig;
 pub(crate) mod calls;
 pub(crate) mod context;
 mod export;
+pub mod log;
 pub(crate) mod metrics;
 pub mod names;
 pub(crate) mod scrape;
@@ -124,17 +125,7 @@ impl Telemetry {
             .with_resource(resource)
             .with_sampler(Sampler::AlwaysOn) // whether a call is sampled is decided before it has a span
             .build();
-        let tracer = provider.tracer(names::SERVICE);
-        let layer = tracing_opentelemetry::layer()
-            .with_tracer(tracer.clone())
-            .with_location(false)
-            .with_threads(false)
-            .with_target(false)
-            .with_tracked_inactivity(false)
-            .with_context_activation(false);
-        let only_ours = Targets::new().with_target(TARGET, Level::INFO);
-        let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
-        let on = On { dispatch, tracer, sampling_ppm: config.telemetry.sampling_ppm, counts };
+        let on = On::new(&provider, config.telemetry.sampling_ppm, counts);
         Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default(), metrics }, Running(Some(exporter))))
     }
 
@@ -254,6 +245,20 @@ impl Telemetry {
 }
 
 impl On {
+    fn new(provider: &SdkTracerProvider, sampling_ppm: u32, counts: Arc<Counts>) -> Self {
+        let tracer = provider.tracer(names::SERVICE);
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(tracer.clone())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false);
+        let only_ours = Targets::new().with_target(TARGET, Level::INFO);
+        let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
+        Self { dispatch, tracer, sampling_ppm, counts }
+    }
+
     /// Never a child by `tracing`'s own rules: the registry lets go of a parent through the default subscriber of the
     /// thread, which is not this one, so that the parent would never end. Parents are set by their contexts.
     fn span(&self, name: &str, kind: &str) -> Span {

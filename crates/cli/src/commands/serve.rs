@@ -5,9 +5,9 @@ use std::thread;
 
 use tokio::runtime::Builder;
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
 use tropism_node::config::{Engine as NodeEngine, NodeConfig};
 use tropism_node::server::{self, Start};
+use tropism_node::telemetry::log;
 
 use super::{name, runtime};
 use crate::args::{Config, ConfigAction, Engine, Serve, VERSION};
@@ -24,9 +24,7 @@ pub(super) fn serve(args: Serve) -> Result<(), Failure> {
             Engine::Memory => NodeEngine::Memory,
         };
     }
-    // The configuration's filters are known to parse; the fallback says what the log's default is.
-    let filter = EnvFilter::try_new(&checked.config.telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    log::init(&checked.config.telemetry);
     if args.end_with_stdin {
         end_with_parent().map_err(cannot_start)?;
     }

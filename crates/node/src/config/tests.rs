@@ -101,6 +101,11 @@ fn every_complaint_names_file_line_key_and_limit() {
             "[telemetry]\nmetrics = \"127.0.0.1:7000\"\n[node]",
             "node.toml:3: telemetry.metrics: is the same as listen.client",
         ),
+        (
+            "[node]",
+            "[telemetry]\nlog_format = \"xml\"\n[node]",
+            "node.toml:3: telemetry.log_format: \"xml\" is unknown; it must be \"text\" or \"json\"",
+        ),
         ("[node]", "[telemetry]\nmetrics = 9100\n[node]", "telemetry.metrics: must be a string, not integer"),
         ("[node]", "[telemetry]\nsampling = 1.5\n[node]", "telemetry.sampling: 1.5 is outside 0.0 to 1.0"),
         ("[node]", "[telemetry]\nsampling = nan\n[node]", "telemetry.sampling: nan is outside 0.0 to 1.0"),

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use opentelemetry::trace::Status as SpanStatus;
+use opentelemetry::trace::{Status as SpanStatus, TraceContextExt};
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
@@ -15,6 +15,7 @@ use tower::Service;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::log::{Named, Within};
 use super::metrics::CallCount;
 use super::{Telemetry, names};
 
@@ -40,7 +41,7 @@ impl<S: NamedService> NamedService for Followed<S> {
 }
 
 type Answer = Result<http::Response<Body>, Infallible>;
-type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 impl<S> Service<http::Request<Body>> for Followed<S>
 where
@@ -59,11 +60,12 @@ where
             return self.service.call(request); // nearly always
         };
         request.extensions_mut().insert(CallSpan(span.clone()));
-        let span = Ending { span, code: None };
-        let answer = self.service.call(request);
+        let call = Named::new(span.context().span().span_context());
+        let span = Ending { span, call, code: None };
+        let answer = call.during(|| self.service.call(request));
         Box::pin(async move {
             let mut span = span;
-            let Ok(answer) = answer.await;
+            let Ok(answer) = Within { future: answer, call }.await;
             span.told(answer.headers());
             Ok(answer.map(|body| Body::new(Carried { body, end: span })))
         })
@@ -86,6 +88,11 @@ pub(crate) fn answered(mut call: CallCount, answer: http::Response<Body>) -> htt
 trait End {
     /// The call's headers, or what came behind its last message: they may have its status.
     fn told(&mut self, headers: &HeaderMap);
+
+    /// Within what the answer goes on to be made.
+    fn during<T>(&self, done: impl FnOnce() -> T) -> T {
+        done()
+    }
 }
 
 impl End for CallCount {
@@ -99,6 +106,7 @@ impl End for CallCount {
 /// Ends the span with what the call's status was; a call that ends without one was cancelled by its client.
 struct Ending {
     span: Span,
+    call: Named,
     code: Option<Code>,
 }
 
@@ -108,6 +116,10 @@ impl End for Ending {
         if headers.contains_key("grpc-status") {
             self.code = Status::from_header_map(headers).map(|status| status.code());
         }
+    }
+
+    fn during<T>(&self, done: impl FnOnce() -> T) -> T {
+        self.call.during(done)
     }
 }
 
@@ -144,11 +156,12 @@ impl<E: End + Unpin> http_body::Body for Carried<E> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let this = &mut *self;
+        let polled = this.end.during(|| Pin::new(&mut this.body).poll_frame(context));
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(trailers) = frame.trailers_ref()
         {
-            self.end.told(trailers);
+            this.end.told(trailers);
         }
         polled
     }

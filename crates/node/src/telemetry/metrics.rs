@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tonic::Code;
+use tracing::{debug, warn};
 use tropism_crdt::{NodeId, Stamp};
 
 use super::names::{self, METHODS, OTHER};
@@ -250,9 +251,24 @@ impl CallCount {
     }
 }
 
+impl CallCount {
+    /// Without its error's text, which may name what a client wrote.
+    fn log(&self, code: Code) {
+        let method = METHODS.get(self.method).map_or(OTHER, |(_, method)| method);
+        let status = CODES[code as usize];
+        match code {
+            Code::Unknown | Code::Internal | Code::DataLoss => warn!(method, status, "a call failed"),
+            _ => debug!(method, status, "a call was not answered well"),
+        }
+    }
+}
+
 impl Drop for CallCount {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(Code::Cancelled);
+        if code != Code::Ok {
+            self.log(code);
+        }
         let method = &self.metrics.methods[self.method];
         method.ended[code as usize].fetch_add(1, Ordering::Relaxed); // 0 to 16
         method.took[usize::from(code != Code::Ok)].record(micros(self.began.elapsed()));
