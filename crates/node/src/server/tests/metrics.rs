@@ -19,6 +19,15 @@ async fn scrape(address: SocketAddr) -> String {
     http(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await
 }
 
+/// The same, of a scraper that may be hung up on.
+async fn asked(address: SocketAddr) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut answer = Vec::new();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.ok();
+    stream.read_to_end(&mut answer).await.ok();
+    answer
+}
+
 /// The value of a series.
 fn value(told: &str, series: &str) -> Option<f64> {
     let line = told.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
@@ -128,19 +137,12 @@ async fn scrapers_that_hang_take_places_of_scrapers_and_nothing_else() {
         hanging.push(stream);
     }
     // Connections are taken in their order, so this one finds no place.
-    let mut stream = TcpStream::connect(at).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.ok(); // hung up on, one way or the other
-    assert!(answer.is_empty());
+    assert_eq!(asked(at).await, b"", "hung up on, one way or the other");
     dallas.put("key", 2, None).await.unwrap();
     drop(hanging);
     let begun = Instant::now();
     loop {
-        let mut stream = TcpStream::connect(at).await.unwrap();
-        let mut answer = Vec::new();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.ok();
-        stream.read_to_end(&mut answer).await.ok();
-        if answer.starts_with(b"HTTP/1.1 200 OK\r\n") {
+        if asked(at).await.starts_with(b"HTTP/1.1 200 OK\r\n") {
             break;
         }
         assert!(begun.elapsed().as_secs() < 30, "places come back");
