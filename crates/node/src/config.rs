@@ -47,6 +47,8 @@ const LOG_HOURS: (u64, u64) = (1, 24);
 const WATCHES: (u64, u64) = (1, 100_000);
 /// Buffer of a watch, in bytes: from a few small changes to several of the largest.
 const WATCH_BUFFER: (u64, u64) = (64 * KIB, 64 * MIB);
+/// Seconds between metrics for a collector; 0: never. An hour is rarer than anybody looks.
+const PUSH_SECONDS: (u64, u64) = (0, 3600);
 /// Seconds a stop may take: no call lasts longer than a minute.
 const STOP_SECONDS: (u64, u64) = (0, 60);
 
@@ -152,6 +154,8 @@ pub struct Telemetry {
     pub otlp: Option<String>,
     /// How many of a million calls are sampled that come without a decision of their client.
     pub sampling_ppm: u32,
+    /// How often the collector gets metrics, too; none: never.
+    pub push_every: Option<Duration>,
     /// Where metrics are scraped; none: nowhere. A loopback address unless `listen.insecure` is set.
     pub metrics: Option<SocketAddr>,
 }
@@ -558,6 +562,7 @@ impl Table<'_, '_> {
             url => collector(url).map(Some),
         });
         let sampling_ppm = self.take("sampling", Some(10_000), share);
+        let push_every = self.take("push_metrics", Some(60), seconds(PUSH_SECONDS));
         let metrics = self.take("metrics", Some(None), |value| match value {
             DeValue::String(text) if text.is_empty() => Ok(None),
             address => listen_address(address).map(Some),
@@ -581,6 +586,7 @@ impl Table<'_, '_> {
             log_format: log_format?,
             otlp: otlp?,
             sampling_ppm: sampling_ppm?,
+            push_every: Some(push_every?).filter(|every| *every > 0).map(Duration::from_secs),
             metrics: metrics?,
         })
     }

@@ -27,12 +27,13 @@ use tropism_storage::{Head, Store, StoreError};
 use tropism_wire::{DESCRIPTORS, v1};
 
 use crate::api::{Api, ApiConfig};
-use crate::config::{CheckedConfig, Engine};
-use crate::driver::{Driver, Failure, Witnessed};
+use crate::config::{CheckedConfig, Engine, NodeConfig};
+use crate::driver::{Driver, Failure, Witnessed, wall_ms};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
 use crate::peer::{Links, PeerAddress, digest_key};
-use crate::telemetry::{Telemetry, scrape};
+use crate::telemetry::push::Push;
+use crate::telemetry::{Telemetry, resource, scrape};
 use crate::traffic::Traffic;
 
 #[cfg(test)]
@@ -199,10 +200,13 @@ fn serve(
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
             telemetry,
         });
-        if let Some(address) = config.telemetry.metrics {
-            let listener = std::net::TcpListener::bind(address)
-                .map_err(|source| ServeError::Listen { address, source })?;
-            threads.push(scrape::start(listener, api.clone(), reached(phases.clone(), Phase::Over))?);
+        let listener = config.telemetry.metrics.map(|address| {
+            std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })
+        });
+        let (listener, push) = (listener.transpose()?, push(config, &start.version));
+        if listener.is_some() || push.is_some() {
+            let over = reached(phases.clone(), Phase::Over);
+            threads.push(scrape::start(listener, push, api.clone(), over)?);
         }
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut clients = Clients { api, phase: &phase, phases, lanes: Vec::new(), permits };
@@ -225,6 +229,12 @@ fn serve(
     driver.stop();
     exporting.stop();
     outcome
+}
+
+/// Where metrics are sent to, if they are.
+fn push(config: &NodeConfig, version: &str) -> Option<Push> {
+    let (otlp, every) = (config.telemetry.otlp.clone()?, config.telemetry.push_every?);
+    Some(Push { otlp, every, resource: resource(config, version), started_ms: wall_ms() })
 }
 
 /// How large the log may grow for members that do not answer.

@@ -28,7 +28,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tropism_crdt::{NodeId, TraceContext};
 use tropism_replica::{Now, Traced};
 
-use crate::config::CheckedConfig;
+use crate::config::{CheckedConfig, NodeConfig};
 
 pub(crate) mod calls;
 pub(crate) mod context;
@@ -36,6 +36,7 @@ mod export;
 pub mod log;
 pub(crate) mod metrics;
 pub mod names;
+pub(crate) mod push;
 pub(crate) mod scrape;
 pub(crate) mod sheet;
 #[cfg(test)]
@@ -106,17 +107,10 @@ impl Telemetry {
         let Some(otlp) = &config.telemetry.otlp else {
             return Ok((Self { metrics, ..Self::default() }, Running(None)));
         };
-        let node = config.node.id.as_str().to_owned();
+        let told = resource(config, version);
         // Empty to begin with: what the environment says of resources is not in the list of names.
         let resource = Resource::builder_empty()
-            .with_service_name(names::SERVICE)
-            .with_attributes([
-                KeyValue::new(names::SERVICE_INSTANCE_ID, node.clone()),
-                KeyValue::new(names::SERVICE_VERSION, version.to_owned()),
-                KeyValue::new(names::NODE, node),
-                KeyValue::new(names::REGION, config.node.region.as_str().to_owned()),
-                KeyValue::new(names::CLUSTER, config.cluster.id.clone()),
-            ])
+            .with_attributes(told.into_iter().map(|(name, value)| KeyValue::new(name, value)))
             .build();
         let counts = Arc::new(Counts::default());
         let (exporter, queue) = Exporter::start(otlp, resource.clone(), counts.clone())?;
@@ -242,6 +236,21 @@ impl Telemetry {
             open.push(Open::Apply(Box::new(span)));
         }
     }
+}
+
+/// What is said of a node to whom it exports to.
+pub(crate) fn resource(config: &NodeConfig, version: &str) -> Vec<(&'static str, String)> {
+    let node = config.node.id.as_str();
+    [
+        (names::SERVICE_NAME, names::SERVICE),
+        (names::SERVICE_INSTANCE_ID, node),
+        (names::SERVICE_VERSION, version),
+        (names::NODE, node),
+        (names::REGION, config.node.region.as_str()),
+        (names::CLUSTER, &config.cluster.id),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .into()
 }
 
 impl On {

@@ -106,6 +106,11 @@ fn every_complaint_names_file_line_key_and_limit() {
             "[telemetry]\nlog_format = \"xml\"\n[node]",
             "node.toml:3: telemetry.log_format: \"xml\" is unknown; it must be \"text\" or \"json\"",
         ),
+        (
+            "[node]",
+            "[telemetry]\npush_metrics = \"2h\"\n[node]",
+            "node.toml:3: telemetry.push_metrics: \"2h\" must be a time like \"30s\", from 0 to 1h",
+        ),
         ("[node]", "[telemetry]\nmetrics = 9100\n[node]", "telemetry.metrics: must be a string, not integer"),
         ("[node]", "[telemetry]\nsampling = 1.5\n[node]", "telemetry.sampling: 1.5 is outside 0.0 to 1.0"),
         ("[node]", "[telemetry]\nsampling = nan\n[node]", "telemetry.sampling: nan is outside 0.0 to 1.0"),

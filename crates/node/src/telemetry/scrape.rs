@@ -1,6 +1,6 @@
-//! `/metrics` over HTTP, for whoever scrapes it.
+//! `/metrics` over HTTP, for whoever scrapes it, and the thread on which metrics are also pushed.
 //!
-//! On a thread and a runtime of its own. A connection carries one request, has [`SCRAPE_TIME`] for all of it, and one of
+//! The thread and its runtime are for that alone. A connection carries one request, has [`SCRAPE_TIME`] for all of it, and one of
 //! [`SCRAPES`] places; who finds none is hung up on. So who asks and does not read, or does not even ask, takes a place
 //! for that long and nothing else. What is told is at most [`FRESH`] old, however often it is asked for.
 
@@ -22,6 +22,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::push::Push;
 use crate::api::Api;
 
 /// Connections at once: some scrapers, and a person who looks.
@@ -48,31 +49,37 @@ struct Scraped {
     told: Mutex<Vec<Told>>,
 }
 
-/// Answers on this listener until `over`. The API tells what there is.
+/// Answers on this listener, and pushes, until `over`. The API tells what there is.
 pub(crate) fn start(
-    listener: std::net::TcpListener,
+    listener: Option<std::net::TcpListener>,
+    push: Option<Push>,
     api: Api,
     over: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("metrics".into()).spawn(move || {
         runtime.block_on(async move {
-            let listener = match TcpListener::from_std(listener) {
-                Ok(listener) => listener,
-                Err(error) => return warn!(%error, "metrics are not served"),
-            };
-            if let Ok(address) = listener.local_addr() {
-                info!(%address, "serving metrics");
+            if let Some(push) = push {
+                tokio::spawn(push.run(api.clone()));
             }
-            let scraped = Arc::new(Scraped { api, told: Mutex::default() });
-            tokio::select! {
-                never = accept(&listener, &scraped) => match never {},
-                () = over => {}
+            if let Some(listener) = listener {
+                tokio::spawn(serve_all(listener, api));
             }
+            over.await;
         });
         runtime.shutdown_background();
     })
+}
+
+async fn serve_all(listener: std::net::TcpListener, api: Api) {
+    let listener = match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
+        Ok(listener) => listener,
+        Err(error) => return warn!(%error, "metrics are not served"),
+    };
+    if let Ok(address) = listener.local_addr() {
+        info!(%address, "serving metrics");
+    }
+    match accept(&listener, &Arc::new(Scraped { api, told: Mutex::default() })).await {}
 }
 
 async fn accept(listener: &TcpListener, scraped: &Arc<Scraped>) -> Infallible {

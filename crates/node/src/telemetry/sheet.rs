@@ -16,17 +16,18 @@ pub(crate) const MAX_SERIES: usize = 5_000;
 #[derive(Debug, Default)]
 pub(crate) struct Sheet {
     /// By metric, as in [`METRICS`].
-    samples: Vec<(&'static Metric, Sample)>,
+    points: Vec<(&'static Metric, Point)>,
+}
+
+/// One value of a metric.
+#[derive(Debug)]
+pub(super) struct Point {
+    pub(super) labels: Vec<(&'static str, String)>,
+    pub(super) value: Value,
 }
 
 #[derive(Debug)]
-struct Sample {
-    labels: Vec<(&'static str, String)>,
-    value: Value,
-}
-
-#[derive(Debug)]
-enum Value {
+pub(super) enum Value {
     Counter(u64),
     Gauge(f64),
     Histogram(Counted),
@@ -56,16 +57,29 @@ impl Sheet {
     fn add(&mut self, metric: &'static Metric, labels: &[&str], value: Value) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         let labels = metric.labels.iter().copied().zip(labels.iter().map(|label| (*label).to_owned()));
-        self.samples.push((metric, Sample { labels: labels.collect(), value }));
+        self.points.push((metric, Point { labels: labels.collect(), value }));
     }
 
     /// How many series a scraper sees.
     pub(crate) fn series(&self) -> usize {
-        let series = self.samples.iter().map(|(_, sample)| match &sample.value {
+        let series = self.points.iter().map(|(_, point)| match &point.value {
             Value::Histogram(counted) => counted.buckets.len() + 2,
             Value::Counter(_) | Value::Gauge(_) => 1,
         });
         series.sum()
+    }
+
+    /// The points of each metric that has any, in the order of the list.
+    pub(super) fn families(self) -> Vec<(&'static Metric, Vec<Point>)> {
+        let mut families: Vec<(&'static Metric, Vec<Point>)> =
+            METRICS.iter().map(|metric| (*metric, Vec::new())).collect();
+        for (metric, point) in self.points {
+            if let Some((_, points)) = families.iter_mut().find(|(known, _)| known.name == metric.name) {
+                points.push(point);
+            }
+        }
+        families.retain(|(_, points)| !points.is_empty());
+        families
     }
 
     /// The text, in the format of OpenMetrics 1.0 or in that of Prometheus before it, and its content type.
@@ -87,8 +101,8 @@ impl Sheet {
 impl Collector for Sheet {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for metric in METRICS {
-            let mut samples = self.samples.iter().filter(|(of, _)| of.name == metric.name).peekable();
-            if samples.peek().is_none() {
+            let mut points = self.points.iter().filter(|(of, _)| of.name == metric.name).peekable();
+            if points.peek().is_none() {
                 continue;
             }
             // The encoder adds the ending by itself where the format wants it.
@@ -99,9 +113,9 @@ impl Collector for Sheet {
                 Kind::Histogram => MetricType::Histogram,
             };
             let mut family = encoder.encode_descriptor(name, metric.help, None, kind)?;
-            for (_, sample) in samples {
-                let mut of = family.encode_family(&sample.labels)?;
-                match &sample.value {
+            for (_, point) in points {
+                let mut of = family.encode_family(&point.labels)?;
+                match &point.value {
                     Value::Counter(count) => of.encode_counter::<NoLabelSet, u64, u64>(count, None)?,
                     Value::Gauge(value) => of.encode_gauge(value)?,
                     Value::Histogram(counted) => {

@@ -5,6 +5,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -13,6 +19,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::metrics::v1::ResourceMetrics;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use prost::Message;
@@ -22,10 +29,11 @@ use tropism_wire::DESCRIPTORS;
 
 use super::{MILLION, On, Telemetry, names};
 
-/// Takes spans over OTLP/gRPC and keeps them.
+/// Takes spans and metrics over OTLP/gRPC and keeps them.
 #[derive(Clone, Default)]
 pub(crate) struct Collector {
     received: Arc<Mutex<Vec<Received>>>,
+    metrics: Arc<Mutex<Vec<ResourceMetrics>>>,
 }
 
 /// A span with the resource it came from.
@@ -46,7 +54,7 @@ impl Received {
 }
 
 /// An attribute, as text; empty when it is not there.
-fn text(attributes: &[KeyValue], name: &str) -> String {
+pub(crate) fn text(attributes: &[KeyValue], name: &str) -> String {
     let found = attributes.iter().find(|attribute| attribute.key == name);
     match found.and_then(|attribute| attribute.value.clone()).and_then(|value| value.value) {
         Some(Value::StringValue(text)) => text,
@@ -61,7 +69,9 @@ impl Collector {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, collector) = (listener.local_addr().unwrap(), Self::default());
         let service = TraceServiceServer::new(collector.clone());
-        let served = tonic::transport::Server::builder().add_service(service);
+        let served = tonic::transport::Server::builder()
+            .add_service(service)
+            .add_service(MetricsServiceServer::new(collector.clone()));
         tokio::spawn(served.serve_with_incoming(TcpListenerStream::new(listener)));
         (collector, address)
     }
@@ -69,6 +79,18 @@ impl Collector {
     /// Everything so far.
     pub(crate) fn all(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
+    }
+
+    /// Waits for metrics that are meant, of one node at one moment.
+    pub(crate) async fn until_metrics(&self, is_meant: impl Fn(&ResourceMetrics) -> bool) -> ResourceMetrics {
+        let begun = std::time::Instant::now();
+        loop {
+            if let Some(found) = self.metrics.lock().unwrap().iter().rev().find(|found| is_meant(found)) {
+                return found.clone();
+            }
+            assert!(begun.elapsed().as_secs() < 30, "metrics are waited for");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until there are so many spans of this kind.
@@ -107,6 +129,17 @@ pub(crate) fn traced() -> Telemetry {
     let provider = SdkTracerProvider::builder().build();
     let on = On::new(&provider, MILLION, Arc::default());
     Telemetry { on: Some(Arc::new(on)), ..Telemetry::default() }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        self.metrics.lock().unwrap().extend(request.into_inner().resource_metrics);
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! Nodes that are scraped.
 
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, ResourceMetrics, metric, number_data_point,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::traces::{Node, Trio};
 use super::*;
+use crate::telemetry::names;
 use crate::telemetry::scrape::SCRAPES;
+use crate::telemetry::tests::{Collector, text};
 
 /// Sends a request and reads everything that comes back.
 async fn http(address: SocketAddr, request: &str) -> String {
@@ -173,6 +178,70 @@ async fn only_metrics_are_served_in_the_format_that_is_asked_for() {
     let long = "x".repeat(20 << 10);
     let told = http(at, &format!("GET /metrics HTTP/1.1\r\nHost: {long}\r\n\r\n")).await;
     assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
+    dallas.stop().await;
+    frankfurt.stop().await;
+}
+
+/// What was told of puts that were answered well.
+fn puts(told: &ResourceMetrics) -> Option<i64> {
+    let metrics = told.scope_metrics.iter().flat_map(|scope| &scope.metrics);
+    let calls =
+        metrics.filter(|metric| metric.name == "rpc_server_calls").find_map(|metric| metric.data.clone());
+    let Some(metric::Data::Sum(sum)) = calls else { return None };
+    assert!(sum.is_monotonic && sum.aggregation_temporality() == AggregationTemporality::Cumulative);
+    let put = sum.data_points.iter().find(|point| {
+        text(&point.attributes, "rpc_method") == "tropism.v1.StateService/Put"
+            && text(&point.attributes, "rpc_response_status_code") == "OK"
+    });
+    match put?.value? {
+        number_data_point::Value::AsInt(count) => Some(count),
+        number_data_point::Value::AsDouble(_) => panic!("a count is whole"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_gets_the_metrics_too() {
+    let (collector, otlp) = Collector::start().await;
+    let scraped = [free_address(), free_address(), free_address()];
+    let trio = Trio::with(|at| {
+        let otlp = format!("otlp = \"http://{otlp}\", push_metrics = \"1s\"");
+        format!("{otlp}, sampling = 0.0, metrics = \"{}\"", scraped[at])
+    });
+    let nodes = [trio.start(0).await, trio.start(1).await];
+    nodes[0].until_linked(2).await;
+    for _ in 0..3 {
+        nodes[0].put("secret", 2, None).await.unwrap();
+    }
+    let of = |region: &'static str| {
+        move |told: &ResourceMetrics| {
+            text(&told.resource.as_ref().unwrap().attributes, names::REGION) == region
+        }
+    };
+    let dallas = of("dallas");
+    let told = collector.until_metrics(|told| dallas(told) && puts(told).is_some_and(|puts| puts >= 4)).await;
+    assert_eq!(text(&told.resource.as_ref().unwrap().attributes, names::SERVICE_NAME), "tropism");
+    // The same families as a scrape.
+    let scrape = scrape(scraped[1]).await;
+    let families = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let families: Vec<&str> = families.map(|name| name.strip_suffix("_total").unwrap_or(name)).collect();
+    let frankfurt = of("frankfurt");
+    let whole = |told: &ResourceMetrics| {
+        let names =
+            told.scope_metrics.iter().flat_map(|scope| &scope.metrics).map(|metric| metric.name.as_str());
+        let names: std::collections::BTreeSet<&str> = names.collect();
+        frankfurt(told) && families.iter().all(|family| names.contains(family))
+    };
+    let told = collector.until_metrics(whole).await;
+    let mut metrics = told.scope_metrics.iter().flat_map(|scope| &scope.metrics);
+    let lag = metrics.find(|metric| metric.name == "tropism_replication_lag_seconds").unwrap();
+    assert_eq!(lag.unit, "s");
+    let Some(metric::Data::Histogram(lag)) = lag.data.clone() else { panic!("a histogram") };
+    for point in lag.data_points {
+        assert_eq!(point.bucket_counts.len(), point.explicit_bounds.len() + 1);
+        assert_eq!(point.bucket_counts.iter().sum::<u64>(), point.count);
+        assert!(point.start_time_unix_nano < point.time_unix_nano);
+    }
+    let [dallas, frankfurt] = nodes;
     dallas.stop().await;
     frankfurt.stop().await;
 }
