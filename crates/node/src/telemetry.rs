@@ -37,6 +37,7 @@ pub mod log;
 pub(crate) mod metrics;
 pub mod names;
 pub(crate) mod push;
+pub(crate) mod recent;
 pub(crate) mod scrape;
 pub(crate) mod sheet;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub(crate) mod tests;
 use context::Incoming;
 use export::{Counts, Exporter};
 use metrics::Metrics;
+use recent::{Ended, Recent};
 use sheet::Sheet;
 
 /// Of all spans, so that the subscriber takes nothing else.
@@ -55,7 +57,7 @@ pub const LATE: Duration = Duration::from_secs(10);
 /// What [`Telemetry::server`] draws from.
 const MILLION: u32 = 1_000_000;
 
-/// Where spans go (nowhere by default), and what is counted. Cheap to clone.
+/// Where spans go (by default nowhere, not even to be kept), and what is counted. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Telemetry {
     on: Option<Arc<On>>,
@@ -76,6 +78,9 @@ struct On {
     /// Calls of a million that are sampled without being asked to.
     sampling_ppm: u32,
     counts: Arc<Counts>,
+    /// Whether spans go to a collector.
+    exports: bool,
+    recent: Recent,
 }
 
 /// A span that ends when this is dropped.
@@ -98,29 +103,34 @@ impl Running {
 }
 
 impl Telemetry {
-    /// Starts exporting, if the configuration says where to.
+    /// Starts to count and to trace, and to export if the configuration says where to.
     pub(crate) fn start(checked: &CheckedConfig, version: &str) -> io::Result<(Self, Running)> {
         let config = &checked.config;
         let peers: Vec<(NodeId, String)> =
             config.peers.iter().map(|peer| (peer.id, peer.region.as_str().to_owned())).collect();
         let metrics = Arc::new(Metrics::new(config.node.region.as_str(), &peers));
-        let Some(otlp) = &config.telemetry.otlp else {
-            return Ok((Self { metrics, ..Self::default() }, Running(None)));
-        };
         let told = resource(config, version);
         // Empty to begin with: what the environment says of resources is not in the list of names.
         let resource = Resource::builder_empty()
             .with_attributes(told.into_iter().map(|(name, value)| KeyValue::new(name, value)))
             .build();
         let counts = Arc::new(Counts::default());
-        let (exporter, queue) = Exporter::start(otlp, resource.clone(), counts.clone())?;
-        let provider = SdkTracerProvider::builder()
-            .with_span_processor(queue)
-            .with_resource(resource)
-            .with_sampler(Sampler::AlwaysOn) // whether a call is sampled is decided before it has a span
-            .build();
-        let on = On::new(&provider, config.telemetry.sampling_ppm, counts);
-        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default(), metrics }, Running(Some(exporter))))
+        let recent = Recent::default();
+        let mut provider = SdkTracerProvider::builder()
+            .with_span_processor(recent.clone())
+            .with_resource(resource.clone())
+            .with_sampler(Sampler::AlwaysOn); // whether a call is sampled is decided before it has a span
+        let mut exporter = None;
+        if let Some(otlp) = &config.telemetry.otlp {
+            let (started, queue) = Exporter::start(otlp, resource, counts.clone())?;
+            provider = provider.with_span_processor(queue);
+            exporter = Some(started);
+        }
+        // Without a collector only clients decide, who ask for the spans themselves.
+        let exports = exporter.is_some();
+        let sampling_ppm = if exports { config.telemetry.sampling_ppm } else { 0 };
+        let on = On { exports, recent, ..On::new(&provider.build(), sampling_ppm, counts) };
+        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default(), metrics }, Running(exporter)))
     }
 
     /// What is counted.
@@ -141,7 +151,7 @@ impl Telemetry {
 
     /// Spans that wait for the collector, how many may wait, and how many were dropped; `None` when nothing is exported.
     pub(crate) fn queue(&self) -> Option<(usize, usize, u64)> {
-        let counts = &self.on.as_ref()?.counts;
+        let counts = &self.on.as_ref().filter(|on| on.exports)?.counts;
         Some((
             usize::try_from(counts.waiting()).unwrap_or(usize::MAX),
             export::WAITING_SPANS,
@@ -149,15 +159,21 @@ impl Telemetry {
         ))
     }
 
-    /// What a write carries that has no span here: its client's context, for regions that do export.
+    /// What a write carries where no span is exported: its client's context, for regions that do export, whose spans
+    /// would have a parent that no collector ever sees.
     pub(crate) fn passed_on(&self, headers: &HeaderMap) -> Option<TraceContext> {
-        if self.on.is_some() {
+        if self.on.as_ref().is_some_and(|on| on.exports) {
             return None; // a sampled call has a span, and its write carries that one's context
         }
-        match self.incoming(headers) {
+        match Incoming::of(headers) {
             Incoming::Sampled(context) => Some(context),
             _ => None,
         }
+    }
+
+    /// The last spans of a trace that ended here.
+    pub(crate) fn spans(&self, trace_id: [u8; 16]) -> Vec<Ended> {
+        self.on.as_ref().map(|on| on.recent.of(TraceId::from_bytes(trace_id))).unwrap_or_default()
     }
 
     fn incoming(&self, headers: &HeaderMap) -> Incoming {
@@ -265,7 +281,7 @@ impl On {
             .with_context_activation(false);
         let only_ours = Targets::new().with_target(TARGET, Level::INFO);
         let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
-        Self { dispatch, tracer, sampling_ppm, counts }
+        Self { dispatch, tracer, sampling_ppm, counts, exports: false, recent: Recent::default() }
     }
 
     /// Never a child by `tracing`'s own rules: the registry lets go of a parent through the default subscriber of the

@@ -9,6 +9,7 @@ pub(crate) mod patch;
 mod range;
 mod serve;
 mod status;
+mod trace;
 mod verify;
 
 use std::fs::File;
@@ -44,6 +45,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Parked(args) => wait(parked::parked(args, &mut out)),
         Command::Scopes(args) => wait(status::scopes(args, &mut out)),
         Command::Scope(args) => wait(status::scope(&args, &mut out)),
+        Command::TraceWrite(args) => wait(trace::trace_write(&args, &mut out)),
         Command::Verify(args) => wait(verify::verify(&args, &mut out)),
         Command::Dev(args) => dev::dev(args, &mut out),
         Command::Demo(args) => demo::demo(args, &mut out),

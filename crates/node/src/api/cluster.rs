@@ -88,6 +88,33 @@ impl ClusterService for Api {
         nodes.retain(|node| region.is_empty() || node.region == region);
         Ok(Response::new(v1::ListNodesResponse { nodes }))
     }
+
+    async fn list_spans(
+        &self,
+        request: Request<v1::ListSpansRequest>,
+    ) -> Result<Response<v1::ListSpansResponse>, Status> {
+        let (_, v1::ListSpansRequest { trace_id }) = Call::of(request)?;
+        let trace_id: [u8; 16] = trace_id.as_ref().try_into().map_err(|_| {
+            let message = format!("trace_id has {} bytes; a trace id has 16", trace_id.len());
+            Problem::invalid_argument(Reason::MalformedRequest, "trace_id", message)
+        })?;
+        let spans = self.telemetry.spans(trace_id).into_iter().map(|span| v1::Span {
+            span_id: span.span.to_bytes().to_vec().into(),
+            parent_span_id: span.parent.to_bytes().to_vec().into(),
+            late: span.trace.to_bytes() != trace_id,
+            name: span.name,
+            node: self.node.as_str().to_owned(),
+            region: self.region.as_str().to_owned(),
+            start_us: span.start_us,
+            duration_us: span.duration_us,
+            attributes: span
+                .attributes
+                .into_iter()
+                .map(|(name, value)| v1::SpanAttribute { name, value })
+                .collect(),
+        });
+        Ok(Response::new(v1::ListSpansResponse { spans: spans.collect() }))
+    }
 }
 
 /// Changes that a peer is not known to have.

@@ -8,8 +8,8 @@ use crate::driver::wall_ms;
 use crate::telemetry::names;
 use crate::telemetry::sheet::Sheet;
 
-/// Peers that have series of their own: with 27 each they are half of what a node may have.
-const PEERS_SHOWN: usize = 80;
+/// Peers that have series of their own: with 27 each they are a quarter of what a node may have.
+const PEERS_SHOWN: usize = 50;
 /// Scopes with parked keys that are named, those with the most.
 const SCOPES_SHOWN: usize = 20;
 

@@ -85,6 +85,7 @@ pub const METHODS: &[(&str, &str)] = &[
     ("tropism.v1.ClusterService", "GetStatus"),
     ("tropism.v1.ClusterService", "ListRegions"),
     ("tropism.v1.ClusterService", "ListNodes"),
+    ("tropism.v1.ClusterService", "ListSpans"),
 ];
 
 /// Those of them that answer with a stream.
@@ -258,7 +259,7 @@ metrics! {
     LINKS_OMITTED = gauge(
         "tropism_links_omitted",
         &[],
-        "Peers beyond the first 80 by id, of which no metric with the label `peer` tells.",
+        "Peers beyond the first 50 by id, of which no metric with the label `peer` tells.",
     );
 
     RESUMES = counter("tropism_reconcile_resumes_total", PEER, "Times the link resumed from a cursor.");

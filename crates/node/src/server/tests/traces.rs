@@ -247,3 +247,46 @@ async fn a_collector_that_hangs_or_is_dead_costs_spans_and_nothing_else() {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_collector_tells_what_it_did_in_a_trace_to_who_asks() {
+    let trio = Trio::with(|_| String::new());
+    let (dallas, frankfurt) = (trio.start(0).await, trio.start(1).await);
+    dallas.until_linked(2).await;
+    let spans = async |node: &Node, trace: &str| {
+        let request = v1::ListSpansRequest { trace_id: id(trace).into() };
+        let answer = ClusterServiceClient::new(node.channel.clone()).list_spans(request).await;
+        answer.map(|answer| answer.into_inner().spans)
+    };
+    dallas.put("a-hidden-key", 2, Some(&format!("00-{TRACE}-{CLIENT}-01"))).await.unwrap();
+    let begun = Instant::now();
+    let (made, applied) = loop {
+        let (made, applied) = (spans(&dallas, TRACE).await.unwrap(), spans(&frankfurt, TRACE).await.unwrap());
+        if made.len() == 2 && applied.len() == 1 {
+            break (made, applied);
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{made:?} {applied:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let (commit, call) = (&made[0], &made[1]);
+    assert_eq!((commit.name.as_str(), call.name.as_str()), (names::COMMIT, "tropism.v1.StateService/Put"));
+    assert_eq!((call.node.as_str(), call.region.as_str()), ("dallas-1", "dallas"));
+    assert_eq!((&call.parent_span_id, &commit.parent_span_id), (&id(CLIENT).into(), &call.span_id));
+    assert!(call.start_us <= commit.start_us && commit.duration_us <= call.duration_us);
+    let apply = &applied[0];
+    assert_eq!((apply.name.as_str(), apply.node.as_str(), apply.late), (names::APPLY, "frankfurt-1", false));
+    // A collector of frankfurt's would never see a span of dallas', so it is within the client's.
+    assert_eq!(apply.parent_span_id, id(CLIENT));
+    let origin = apply.attributes.iter().find(|told| told.name == names::ORIGIN);
+    assert_eq!(origin.map(|told| told.value.as_str()), Some("dallas-1"));
+    assert!(!format!("{made:?} {applied:?}").contains("hidden"));
+
+    let unsampled = TRACE.replace('0', "9");
+    dallas.put("unsampled", 2, Some(&format!("00-{unsampled}-{CLIENT}-00"))).await.unwrap();
+    assert_eq!(spans(&dallas, &unsampled).await.unwrap(), []);
+    let refused = spans(&dallas, "abcd").await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, Reason::MalformedRequest));
+    assert!(dallas.status().await.queues.iter().all(|queue| queue.name != "spans to export"));
+    dallas.stop().await;
+    frankfurt.stop().await;
+}
