@@ -1,7 +1,7 @@
 //! The log of a node: text for people or JSON for programs, one record a line.
 //!
 //! A record that is written while a sampled call runs names its trace. A message that comes again and again is written
-//! [`SAME_MESSAGE`] times a second and then counted, so that a log tells of a flood without being one; whoever asks for
+//! ten times a second and then counted, so that a log tells of a flood without being one; whoever asks for
 //! `debug` or `trace` gets everything.
 
 use std::cell::Cell;
