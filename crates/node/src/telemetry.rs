@@ -36,6 +36,7 @@ mod export;
 pub mod log;
 pub(crate) mod metrics;
 pub mod names;
+mod process;
 pub(crate) mod push;
 pub(crate) mod recent;
 pub(crate) mod scrape;
@@ -141,6 +142,7 @@ impl Telemetry {
     /// Writes down what was counted.
     pub(crate) fn write(&self, sheet: &mut Sheet) {
         self.metrics.write(sheet);
+        process::write(sheet);
         sheet.counter(&names::MALFORMED, &[], self.malformed());
     }
 

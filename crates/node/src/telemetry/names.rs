@@ -161,6 +161,10 @@ metrics! {
         "Always 1; which node this is.",
     );
     STARTED = gauge("process_start_time_seconds", &[], "When the process started, Unix time.");
+    CPU = counter("process_cpu_seconds_total", &[], "CPU time that the process has used.");
+    RESIDENT = gauge("process_resident_memory_bytes", &[], "Memory of the process.");
+    OPEN_FDS = gauge("process_open_fds", &[], "File descriptors that are open.");
+    MAX_FDS = gauge("process_max_fds", &[], "Most that may be.");
     STATE = gauge("tropism_node_state", &["state"], "1 for the state that the node is in, 0 for the others.");
     WARNING = gauge(
         "tropism_warnings",

@@ -149,7 +149,7 @@ fn number(point: Point, at: Times) -> Option<otlp::NumberDataPoint> {
     use otlp::number_data_point::Value as Number;
     let value = match point.value {
         Value::Counter(count) => Number::AsInt(i64::try_from(count).unwrap_or(i64::MAX)),
-        Value::Gauge(value) => Number::AsDouble(value),
+        Value::Gauge(value) | Value::Seconds(value) => Number::AsDouble(value),
         Value::Histogram(_) => return None,
     };
     Some(otlp::NumberDataPoint {

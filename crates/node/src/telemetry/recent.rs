@@ -79,17 +79,33 @@ impl SpanProcessor for Recent {
 
 #[cfg(test)]
 mod tests {
-    use opentelemetry::trace::{Tracer, TracerProvider};
+    use opentelemetry::Context;
+    use opentelemetry::trace::{
+        Link, Span, SpanBuilder, SpanContext, SpanId, TraceFlags, TraceId, TraceState, Tracer, TracerProvider,
+    };
     use opentelemetry_sdk::trace::SdkTracerProvider;
 
     use super::{RECENT_SPANS, Recent};
+
+    #[test]
+    fn a_span_that_came_late_is_found_by_what_made_it() {
+        let recent = Recent::default();
+        let provider = SdkTracerProvider::builder().with_span_processor(recent.clone()).build();
+        let (trace, span) = (TraceId::from_bytes([1; 16]), SpanId::from_bytes([2; 8]));
+        let made_by = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::default());
+        let late = SpanBuilder::from_name("late").with_links(vec![Link::with_context(made_by)]);
+        drop(late.start_with_context(&provider.tracer("test"), &Context::new()));
+        let found = recent.of(trace);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].trace != trace && found[0].link == Some((trace, span)), "{found:?}");
+    }
 
     #[test]
     fn the_last_spans_are_kept_and_found_by_their_trace() {
         let recent = Recent::default();
         let provider = SdkTracerProvider::builder().with_span_processor(recent.clone()).build();
         let tracer = provider.tracer("test");
-        let first = opentelemetry::trace::Span::span_context(&tracer.start("first")).trace_id();
+        let first = tracer.start("first").span_context().trace_id();
         assert_eq!(recent.of(first).len(), 1);
         for _ in 1..RECENT_SPANS {
             drop(tracer.start("more"));

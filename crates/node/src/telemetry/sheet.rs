@@ -29,6 +29,7 @@ pub(super) struct Point {
 #[derive(Debug)]
 pub(super) enum Value {
     Counter(u64),
+    Seconds(f64),
     Gauge(f64),
     Histogram(Counted),
 }
@@ -38,6 +39,12 @@ impl Sheet {
     pub(crate) fn counter(&mut self, metric: &'static Metric, labels: &[&str], count: u64) {
         debug_assert_eq!(metric.kind, Kind::Counter);
         self.add(metric, labels, Value::Counter(count));
+    }
+
+    /// Seconds since the start, of a counter without labels.
+    pub(super) fn seconds(&mut self, metric: &'static Metric, seconds: f64) {
+        debug_assert_eq!(metric.kind, Kind::Counter);
+        self.add(metric, &[], Value::Seconds(seconds));
     }
 
     /// What is now. What is not a number is left out.
@@ -64,7 +71,7 @@ impl Sheet {
     pub(crate) fn series(&self) -> usize {
         let series = self.points.iter().map(|(_, point)| match &point.value {
             Value::Histogram(counted) => counted.buckets.len() + 2,
-            Value::Counter(_) | Value::Gauge(_) => 1,
+            Value::Counter(_) | Value::Seconds(_) | Value::Gauge(_) => 1,
         });
         series.sum()
     }
@@ -117,6 +124,7 @@ impl Collector for Sheet {
                 let mut of = family.encode_family(&point.labels)?;
                 match &point.value {
                     Value::Counter(count) => of.encode_counter::<NoLabelSet, u64, u64>(count, None)?,
+                    Value::Seconds(value) => of.encode_counter::<NoLabelSet, f64, u64>(value, None)?,
                     Value::Gauge(value) => of.encode_gauge(value)?,
                     Value::Histogram(counted) => {
                         of.encode_histogram::<NoLabelSet>(

@@ -198,7 +198,9 @@ fn metrics_are_named_as_prometheus_wants_it() {
 /// What looks like a metric in a text.
 fn metrics_in(text: &str) -> BTreeSet<&str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    words.filter(|word| word.starts_with("tropism_") || word.starts_with("rpc_server_")).collect()
+    words
+        .filter(|word| ["tropism_", "rpc_server_", "process_"].iter().any(|ours| word.starts_with(ours)))
+        .collect()
 }
 
 #[test]
