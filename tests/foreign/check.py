@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from concurrent import futures
 
 import grpc
@@ -19,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as text_format
 
 proto_dir, ready_file = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 stubs = tempfile.mkdtemp()
@@ -231,6 +234,61 @@ def a_write_is_one_trace_through_all_regions():
     others = [spans[region, "apply"] for region in channels if region != "tokyo"]
     assert len(others) == 2 and all(apply.parent_span_id == commit.span_id for apply in others), spans
     assert "hidden" not in str(spans) and "traced" not in str(spans), spans
+
+
+def scrape(region, accept="text/plain"):
+    """Metrics of the region's first node by name and labels, read by a parser that is not ours."""
+    node = next(r for r in world["regions"] if r["name"] == region)["nodes"][0]
+    request = urllib.request.Request(node["metrics"], headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        is_open = answer.headers["Content-Type"].startswith("application/openmetrics-text")
+        assert is_open == accept.startswith("application/openmetrics-text"), answer.headers["Content-Type"]
+        families = list((open_metrics if is_open else text_format)(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples]
+    found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+    assert len(found) == len(samples), "a series is there twice"
+    return found
+
+
+def series(name, **labels):
+    return (name, frozenset(labels.items()))
+
+
+@check
+def metrics_of_every_region_are_read_by_prometheus_own_parsers():
+    put = series(
+        "rpc_server_calls_total", rpc_method="tropism.v1.StateService/Put", rpc_response_status_code="INVALID_ARGUMENT"
+    )
+    before = scrape("tokyo").get(put, 0)
+    for _ in range(3):
+        refused(lambda: tokyo.Put(state_pb2.PutRequest(key="k")), grpc.StatusCode.INVALID_ARGUMENT, "BAD_SCOPE")
+    for region in channels:
+        for accept in ("text/plain", "application/openmetrics-text;version=1.0.0"):
+            found = scrape(region, accept)
+            assert found[series("tropism_node_state", state="serving")] == 1, found
+            assert len(found) <= 5000, len(found)
+    assert scrape("tokyo")[put] == before + 3
+
+
+@check
+def metrics_show_how_late_the_writes_of_another_region_were():
+    labels = {"from_region": "tokyo", "to_region": "dallas"}
+    count, total = (series(f"tropism_replication_lag_seconds_{part}", **labels) for part in ("count", "sum"))
+    before, most = scrape("dallas"), 0
+    for n in range(10):
+        began = time.time()
+        value = json_value(f'{{"n":{n}}}')
+        put = tokyo.Put(state_pb2.PutRequest(scope="shop/carts", key="late", value=value), timeout=10)
+        dallas.Get(state_pb2.GetRequest(scope="shop/carts", key="late", token=put.answer.token), timeout=10)
+        most += time.time() - began + 0.001  # stamps are whole milliseconds
+    eventually(lambda: scrape("dallas")[count] - before[count], 10)
+    reported = scrape("dallas")[total] - before[total]
+    least = 10 * world["places"]["tokyo"]["rtt_ms"]["dallas-1"] / 2 / 1000  # what the way alone takes
+    assert least <= reported <= most, f"{reported} s reported, {least} s to {most} s is true"
+    idle_since = time.time()
+    staleness = series("tropism_replication_staleness_seconds", **labels)
+    # Although nobody writes, what may be missing is ever younger than the last write.
+    eventually(lambda: scrape("dallas")[staleness] < time.time() - idle_since, True)
 
 
 @check

@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Scope(Scope),
     /// Compare all members of a scope: equal, or which keys differ and why.
     Verify(Verify),
+    /// Write a key, and show what that did when in every region.
+    TraceWrite(TraceWrite),
     /// Run a development world: several regions on this machine, with their real distances.
     Dev(Dev),
     /// Take a tour: three regions on this machine, reading, writing, merging, cut apart and healed.
@@ -203,6 +205,17 @@ pub(crate) struct Patch {
     pub(crate) ttl: Option<Duration>,
     #[command(flatten)]
     pub(crate) safety: Safety,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism trace-write shop/carts alice '{\"note\":\"hi\"}' --from tokyo")]
+pub(crate) struct TraceWrite {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// The value: a JSON object; in a scope of registers, any text.
+    pub(crate) value: String,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }
@@ -760,6 +773,7 @@ impl Command {
             | Command::Stamp(Stamp { connection, .. })
             | Command::Status(Status { connection, .. })
             | Command::Scopes(Scopes { connection, .. })
+            | Command::TraceWrite(TraceWrite { connection, .. })
             | Command::Verify(Verify { connection, .. }) => connection.json,
             Command::Scope(Scope { action, show }) => match action {
                 None => show.connection.json,

@@ -128,6 +128,11 @@ fn three_regions_write_merge_survive_a_cut_a_killed_node_and_a_power_cut() {
     world.everywhere("shop/carts", "alice", r#"{"items":[{"n":2,"sku":"tea"}],"note":"hi"}"#);
 
     // Two regions edit one document; both edits stay.
+    let traced = world.ok(&["trace-write", "shop/carts", "traced", r#"{"hidden":1}"#, "--from", "tokyo"]);
+    for part in ["tokyo-1      Put", "tokyo-1      commit", "dallas-1     apply", "frankfurt-1  apply"] {
+        assert!(traced.contains(part), "{traced}");
+    }
+    assert!(!traced.contains("hidden"), "{traced}");
     world.ok(&["patch", "shop/carts", "alice", "--op", "inc /items/0/n 1", "--from", "dallas"]);
     world.ok(&["patch", "shop/carts", "alice", "--op", "inc /items/0/n 4", "--from", "frankfurt"]);
     world.ok(&["patch", "shop/carts", "alice", "--op", r#"set /note "hello""#, "--from", "tokyo"]);

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tropism_crdt::Stamp;
 use tropism_placement::Durability;
@@ -151,6 +152,48 @@ impl Client {
             })
             .await?;
         self.written(answer.result, answer.answer)
+    }
+
+    /// Writes a key within a trace: `traceparent` is the W3C header of the span that this call is in.
+    pub async fn put_traced(
+        &self,
+        scope: &str,
+        key: &str,
+        value: Value,
+        traceparent: &str,
+    ) -> Result<Written, Error> {
+        let item: v1::BatchPutItem =
+            PutItem { key: key.to_owned(), value, options: PutOptions::default() }.into();
+        let request = v1::PutRequest {
+            scope: scope.to_owned(),
+            key: item.key,
+            value: item.value,
+            options: self.write_options(),
+            ..v1::PutRequest::default()
+        };
+        let header = MetadataValue::try_from(traceparent).ok(); // what is no header is no traceparent either
+        let answer = self
+            .nodes
+            .call(Nature::Write, self.timeout, &request, |channel, mut request| {
+                if let Some(header) = &header {
+                    request.metadata_mut().insert("traceparent", header.clone());
+                }
+                async move { state(channel).put(request).await }
+            })
+            .await?;
+        self.written(answer.result, answer.answer)
+    }
+
+    /// What the node talked to did in a trace that was sampled, of its last spans.
+    pub async fn spans(&self, trace_id: [u8; 16]) -> Result<Vec<v1::Span>, Error> {
+        let request = v1::ListSpansRequest { trace_id: trace_id.to_vec().into() };
+        let answer = self
+            .nodes
+            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+                cluster(channel).list_spans(request).await
+            })
+            .await?;
+        Ok(answer.spans)
     }
 
     /// Writes many keys of a scope, 1 to 1000 in at most 4 MiB. Each item has its own result, in their order.

@@ -47,6 +47,8 @@ const LOG_HOURS: (u64, u64) = (1, 24);
 const WATCHES: (u64, u64) = (1, 100_000);
 /// Buffer of a watch, in bytes: from a few small changes to several of the largest.
 const WATCH_BUFFER: (u64, u64) = (64 * KIB, 64 * MIB);
+/// Seconds between metrics for a collector; 0: never. An hour is rarer than anybody looks.
+const PUSH_SECONDS: (u64, u64) = (0, 3600);
 /// Seconds a stop may take: no call lasts longer than a minute.
 const STOP_SECONDS: (u64, u64) = (0, 60);
 
@@ -146,10 +148,25 @@ pub struct Limits {
 pub struct Telemetry {
     /// Filters of `tracing`, known to parse.
     pub log: String,
+    /// How records are written.
+    pub log_format: LogFormat,
     /// URL of the collector that traces are exported to (OTLP over gRPC); none: nothing is.
     pub otlp: Option<String>,
     /// How many of a million calls are sampled that come without a decision of their client.
     pub sampling_ppm: u32,
+    /// How often the collector gets metrics, too; none: never.
+    pub push_every: Option<Duration>,
+    /// Where metrics are scraped; none: nowhere. A loopback address unless `listen.insecure` is set.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// How records of the log are written, one a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// As JSON objects.
+    Json,
 }
 
 /// The secret that all nodes of a cluster share. Its bytes never appear in a log or an error.
@@ -321,7 +338,7 @@ impl<'t> Reader<'t> {
         let cluster = self.table(&mut root, "cluster").cluster();
         let peers = self.peers(&mut root, node.as_ref().map(|node| node.id));
         let limits = self.table(&mut root, "limits").limits();
-        let telemetry = self.table(&mut root, "telemetry").telemetry();
+        let telemetry = self.table(&mut root, "telemetry").telemetry(listen.as_ref());
         for key in root.keys() {
             self.fail(self.line_at(key.span().start), &echo(key.get_ref()), "unknown section");
         }
@@ -526,7 +543,7 @@ impl Table<'_, '_> {
         })
     }
 
-    fn telemetry(mut self) -> Option<Telemetry> {
+    fn telemetry(mut self, listen: Option<&Listen>) -> Option<Telemetry> {
         let log = self.take("log", Some("info".to_owned()), |value| {
             let filters = string(value)?;
             match EnvFilter::try_new(&filters) {
@@ -534,13 +551,44 @@ impl Table<'_, '_> {
                 Err(error) => Err(format!("\"{}\" is no filter: {error}", echo(&filters))),
             }
         });
+        let text = Some(LogFormat::Text);
+        let log_format = self.take("log_format", text, |value| match string(value)?.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            other => Err(format!("\"{}\" is unknown; it must be \"text\" or \"json\"", echo(other))),
+        });
         let otlp = self.take("otlp", Some(None), |value| match string(value)?.as_str() {
             "" => Ok(None),
             url => collector(url).map(Some),
         });
         let sampling_ppm = self.take("sampling", Some(10_000), share);
+        let push_every = self.take("push_metrics", Some(60), seconds(PUSH_SECONDS));
+        let metrics = self.take("metrics", Some(None), |value| match value {
+            DeValue::String(text) if text.is_empty() => Ok(None),
+            address => listen_address(address).map(Some),
+        });
+        if let (Some(Some(address)), Some(listen)) = (metrics, listen) {
+            if !listen.insecure && !address.ip().is_loopback() {
+                let reason = format!(
+                    "{address} is not a loopback address, and there is no TLS; listen.insecure = true allows it"
+                );
+                self.fail("metrics", reason);
+            }
+            for (key, other) in [("listen.client", listen.client), ("listen.peer", listen.peer)] {
+                if address == other {
+                    self.fail("metrics", format!("is the same as {key}"));
+                }
+            }
+        }
         self.finish();
-        Some(Telemetry { log: log?, otlp: otlp?, sampling_ppm: sampling_ppm? })
+        Some(Telemetry {
+            log: log?,
+            log_format: log_format?,
+            otlp: otlp?,
+            sampling_ppm: sampling_ppm?,
+            push_every: Some(push_every?).filter(|every| *every > 0).map(Duration::from_secs),
+            metrics: metrics?,
+        })
     }
 
     /// Takes a key: its converted value, the default if it is absent, or None after reporting what is wrong.

@@ -6,6 +6,7 @@
 //! How long writes take is measured, and told to the replica, whose background work follows it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -234,6 +235,8 @@ pub struct Handle {
     messages: Sender<Queued>,
     /// Places for calls.
     calls: Arc<Semaphore>,
+    /// Calls for which there was none.
+    shed: Arc<AtomicU64>,
     published: Arc<ArcSwap<Published>>,
     commits: watch::Receiver<u64>,
     failed: watch::Receiver<Option<Failure>>,
@@ -318,6 +321,16 @@ impl Handle {
         self.failed.clone()
     }
 
+    /// Calls that wait for the replica, and how many may.
+    pub(crate) fn calls_waiting(&self) -> (usize, usize) {
+        (INPUT_QUEUE - self.calls.available_permits(), INPUT_QUEUE)
+    }
+
+    /// Calls that were shed because too many waited.
+    pub(crate) fn calls_shed(&self) -> u64 {
+        self.shed.load(Ordering::Relaxed)
+    }
+
     /// The node's clocks.
     pub fn time(&self) -> Time {
         self.time
@@ -347,7 +360,10 @@ impl Handle {
 
     /// For calls: sheds when too many wait.
     fn try_send(&self, message: Message) -> Result<(), CallError> {
-        let place = self.calls.clone().try_acquire_owned().map_err(|_| CallError::Busy)?;
+        let place = self.calls.clone().try_acquire_owned().map_err(|_| {
+            self.shed.fetch_add(1, Ordering::Relaxed);
+            CallError::Busy
+        })?;
         let queued = Queued { message, place: Some(place) };
         self.messages.send(queued).map_err(|_| CallError::Stopped)
     }
@@ -402,6 +418,7 @@ impl Driver {
             proposals: Arc::new(Mutex::new(Some(proposals))),
             messages: messages.clone(),
             calls: Arc::new(Semaphore::new(INPUT_QUEUE)),
+            shed: Arc::default(),
             published: published.clone(),
             commits,
             failed,
@@ -417,6 +434,7 @@ impl Driver {
             published: published.clone(),
             commits: commits_sender,
             latencies: latencies.clone(),
+            metrics: telemetry.metrics().clone(),
         };
         let started = |error: std::io::Error| {
             let problem = error.to_string();
@@ -448,6 +466,7 @@ impl Driver {
             telemetry,
             spans: Vec::new(),
             proposed,
+            applied: Vec::new(),
         };
         let thread = std::thread::Builder::new().name("replica".into()).spawn(move || {
             if let Err(failure) = turns.run(&mut inbox) {
@@ -515,6 +534,8 @@ struct Turns {
     telemetry: Telemetry,
     /// Spans that end when the open turn is durable.
     spans: Vec<Open>,
+    /// Changes of peers in the open turn: who made them, and when.
+    applied: Vec<(NodeId, Stamp)>,
 }
 
 impl Turns {
@@ -655,6 +676,7 @@ impl Turns {
             leaving,
             came: std::mem::take(&mut self.came),
             spans: std::mem::take(&mut self.spans),
+            applied: std::mem::take(&mut self.applied),
         };
         // A short turn is synced here: waking another thread would take as long as what could be done meanwhile.
         if committed && inputs > SYNCED_IN_PLACE {
@@ -696,6 +718,7 @@ impl Turns {
             leaving: Vec::new(),
             came: Vec::new(),
             spans: Vec::new(),
+            applied: Vec::new(),
         })?;
         info!("stopped cleanly");
         Ok(())
@@ -879,7 +902,8 @@ impl Turns {
                 info!(%peer, "the log does not reach back to what a peer has: it is shown every shard");
             }
             Output::Event(Event::Landed { shard, keys }) => info!(%shard, keys, "a shard came as a whole"),
-            Output::Event(Event::Traced(traced)) => {
+            Output::Event(Event::Traced(mut traced)) => {
+                self.applied.append(&mut traced.stamps);
                 self.telemetry.applied(self.time.now(), traced, &mut self.spans);
             }
             Output::Event(event) => debug!(?event, "replica"),

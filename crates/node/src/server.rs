@@ -27,13 +27,14 @@ use tropism_storage::{Head, Store, StoreError};
 use tropism_wire::{DESCRIPTORS, v1};
 
 use crate::api::{Api, ApiConfig};
-use crate::config::{CheckedConfig, Engine};
+use crate::config::{CheckedConfig, Engine, NodeConfig};
 use crate::directory::{DirectoryConfig, DirectoryThread, Service, voters};
-use crate::driver::{Driver, Failure, Witnessed};
+use crate::driver::{Driver, Failure, Witnessed, wall_ms};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
 use crate::peer::{Links, PeerAddress, digest_key};
-use crate::telemetry::Telemetry;
+use crate::telemetry::push::Push;
+use crate::telemetry::{Telemetry, resource, scrape};
 use crate::traffic::Traffic;
 
 #[cfg(test)]
@@ -202,6 +203,7 @@ fn serve(
             node: config.node.id,
             region: config.node.region.clone(),
             endpoint: format!("http://{}", config.listen.client),
+            metrics: config.telemetry.metrics.map(scrape::url).unwrap_or_default(),
             peers,
             traffic,
             engine: if durable { "disk" } else { "memory" },
@@ -213,6 +215,14 @@ fn serve(
             telemetry,
             directory,
         });
+        let listener = config.telemetry.metrics.map(|address| {
+            std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })
+        });
+        let (listener, push) = (listener.transpose()?, push(config, &start.version));
+        if listener.is_some() || push.is_some() {
+            let over = reached(phases.clone(), Phase::Over);
+            threads.push(scrape::start(listener, push, api.clone(), over)?);
+        }
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut clients = Clients { api, phase: &phase, phases, lanes: Vec::new(), permits };
         let outcome = clients.serve(config.listen.client, handle.failed(), stop, &mut threads).await;
@@ -235,6 +245,12 @@ fn serve(
     driver.stop();
     exporting.stop();
     outcome
+}
+
+/// Where metrics are sent to, if they are.
+fn push(config: &NodeConfig, version: &str) -> Option<Push> {
+    let (otlp, every) = (config.telemetry.otlp.clone()?, config.telemetry.push_every?);
+    Some(Push { otlp, every, resource: resource(config, version), started_ms: wall_ms() })
 }
 
 /// How large the log may grow for members that do not answer.

@@ -11,15 +11,16 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
-use tropism_crdt::{ClockError, Origin, Stamp};
+use tropism_crdt::{ClockError, NodeId, Origin, Stamp};
 use tropism_replica::{
     Frame, Hello, Latencies, ParkedError, ParkedStep, VerifiedShard, VerifyError, WriteDone, WriteError,
 };
 use tropism_storage::{Head, Syncer};
 
-use crate::driver::{Failure, Message, Published, Queued};
+use crate::driver::{Failure, Message, Published, Queued, wall_ms};
 use crate::lane::{Answers, Replier};
 use crate::telemetry::Open;
+use crate::telemetry::metrics::Metrics;
 
 /// Where a sync leaves its mark outside the store.
 pub trait Witnessed: Send {
@@ -51,6 +52,8 @@ pub(crate) struct Turn {
     pub(crate) came: Vec<Instant>,
     /// What ends with it.
     pub(crate) spans: Vec<Open>,
+    /// Changes of peers in it: who made them, and when.
+    pub(crate) applied: Vec<(NodeId, Stamp)>,
 }
 
 /// Finishes turns, one after the other.
@@ -61,14 +64,17 @@ pub(crate) struct Finisher {
     pub(crate) commits: watch::Sender<u64>,
     /// How long writes took, from when they came until they are durable.
     pub(crate) latencies: Arc<Mutex<Latencies>>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Finisher {
     /// Nothing of the turn leaves when this fails.
     fn finish(&mut self, turn: Turn) -> Result<(), Failure> {
-        let Turn { committed, origin, reserved_ms, published, leaving, came, spans } = turn;
+        let Turn { committed, origin, reserved_ms, published, leaving, came, spans, applied } = turn;
         if committed {
+            let began = Instant::now();
             self.syncer.sync().map_err(|error| Failure::Store(error.into()))?;
+            self.metrics.committed(came.len(), began.elapsed());
         }
         if !came.is_empty() {
             let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,6 +94,9 @@ impl Finisher {
             }
         }
         drop(spans);
+        if !applied.is_empty() {
+            self.metrics.applied(&applied, wall_ms());
+        }
         let mut answers = Answers::default();
         for leaving in leaving {
             // Whoever waited may have gone.

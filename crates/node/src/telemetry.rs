@@ -1,9 +1,11 @@
-//! Traces that cross regions: a span for a call, one for its commit here, one wherever its change is applied.
+//! What a node tells of itself: traces that cross regions, and metrics.
 //!
+//! A trace has a span for a call, one for its commit here, one wherever its change is applied.
 //! The decision falls when a call comes: a client's `traceparent` decides, without one the node's own share of calls. A
 //! call that is not sampled costs a look at its headers and a random number. Spans live in a subscriber of their own: no
 //! log line and no field of one can get into a trace, and several nodes in a process tell nothing about each other. What
-//! the replica applied it tells as data; the spans of that are made here, too.
+//! the replica applied it tells as data; the spans of that are made here, too. Metrics are counted in `metrics`, written
+//! down in `sheet` and told by `scrape`.
 
 use std::fmt;
 use std::io;
@@ -23,20 +25,30 @@ use tracing::{Dispatch, Level, Span, dispatcher, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
-use tropism_crdt::TraceContext;
+use tropism_crdt::{NodeId, TraceContext};
 use tropism_replica::{Now, Traced};
 
-use crate::config::CheckedConfig;
+use crate::config::{CheckedConfig, NodeConfig};
 
 pub(crate) mod calls;
 pub(crate) mod context;
 mod export;
+pub mod log;
+pub(crate) mod metrics;
 pub mod names;
+mod process;
+pub(crate) mod push;
+pub(crate) mod recent;
+pub(crate) mod scrape;
+pub(crate) mod sheet;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use context::Incoming;
 use export::{Counts, Exporter};
+use metrics::Metrics;
+use recent::{Ended, Recent};
+use sheet::Sheet;
 
 /// Of all spans, so that the subscriber takes nothing else.
 const TARGET: &str = "tropism::trace";
@@ -46,11 +58,12 @@ pub const LATE: Duration = Duration::from_secs(10);
 /// What [`Telemetry::server`] draws from.
 const MILLION: u32 = 1_000_000;
 
-/// Where spans go; nowhere by default. Cheap to clone.
+/// Where spans go (by default nowhere, not even to be kept), and what is counted. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Telemetry {
     on: Option<Arc<On>>,
     malformed: Arc<AtomicU64>,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Telemetry {
@@ -66,6 +79,9 @@ struct On {
     /// Calls of a million that are sampled without being asked to.
     sampling_ppm: u32,
     counts: Arc<Counts>,
+    /// Whether spans go to a collector.
+    exports: bool,
+    recent: Recent,
 }
 
 /// A span that ends when this is dropped.
@@ -88,41 +104,46 @@ impl Running {
 }
 
 impl Telemetry {
-    /// Starts exporting, if the configuration says where to.
+    /// Starts to count and to trace, and to export if the configuration says where to.
     pub(crate) fn start(checked: &CheckedConfig, version: &str) -> io::Result<(Self, Running)> {
         let config = &checked.config;
-        let Some(otlp) = &config.telemetry.otlp else { return Ok((Self::default(), Running(None))) };
-        let node = config.node.id.as_str().to_owned();
+        let peers: Vec<(NodeId, String)> =
+            config.peers.iter().map(|peer| (peer.id, peer.region.as_str().to_owned())).collect();
+        let metrics = Arc::new(Metrics::new(config.node.region.as_str(), &peers));
+        let told = resource(config, version);
         // Empty to begin with: what the environment says of resources is not in the list of names.
         let resource = Resource::builder_empty()
-            .with_service_name(names::SERVICE)
-            .with_attributes([
-                KeyValue::new(names::SERVICE_INSTANCE_ID, node.clone()),
-                KeyValue::new(names::SERVICE_VERSION, version.to_owned()),
-                KeyValue::new(names::NODE, node),
-                KeyValue::new(names::REGION, config.node.region.as_str().to_owned()),
-                KeyValue::new(names::CLUSTER, config.cluster.id.clone()),
-            ])
+            .with_attributes(told.into_iter().map(|(name, value)| KeyValue::new(name, value)))
             .build();
         let counts = Arc::new(Counts::default());
-        let (exporter, queue) = Exporter::start(otlp, resource.clone(), counts.clone())?;
-        let provider = SdkTracerProvider::builder()
-            .with_span_processor(queue)
-            .with_resource(resource)
-            .with_sampler(Sampler::AlwaysOn) // whether a call is sampled is decided before it has a span
-            .build();
-        let tracer = provider.tracer(names::SERVICE);
-        let layer = tracing_opentelemetry::layer()
-            .with_tracer(tracer.clone())
-            .with_location(false)
-            .with_threads(false)
-            .with_target(false)
-            .with_tracked_inactivity(false)
-            .with_context_activation(false);
-        let only_ours = Targets::new().with_target(TARGET, Level::INFO);
-        let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
-        let on = On { dispatch, tracer, sampling_ppm: config.telemetry.sampling_ppm, counts };
-        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default() }, Running(Some(exporter))))
+        let recent = Recent::default();
+        let mut provider = SdkTracerProvider::builder()
+            .with_span_processor(recent.clone())
+            .with_resource(resource.clone())
+            .with_sampler(Sampler::AlwaysOn); // whether a call is sampled is decided before it has a span
+        let mut exporter = None;
+        if let Some(otlp) = &config.telemetry.otlp {
+            let (started, queue) = Exporter::start(otlp, resource, counts.clone())?;
+            provider = provider.with_span_processor(queue);
+            exporter = Some(started);
+        }
+        // Without a collector only clients decide, who ask for the spans themselves.
+        let exports = exporter.is_some();
+        let sampling_ppm = if exports { config.telemetry.sampling_ppm } else { 0 };
+        let on = On { exports, recent, ..On::new(&provider.build(), sampling_ppm, counts) };
+        Ok((Self { on: Some(Arc::new(on)), malformed: Arc::default(), metrics }, Running(exporter)))
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Writes down what was counted.
+    pub(crate) fn write(&self, sheet: &mut Sheet) {
+        self.metrics.write(sheet);
+        process::write(sheet);
+        sheet.counter(&names::MALFORMED, &[], self.malformed());
     }
 
     /// Calls whose `traceparent` was none.
@@ -132,7 +153,7 @@ impl Telemetry {
 
     /// Spans that wait for the collector, how many may wait, and how many were dropped; `None` when nothing is exported.
     pub(crate) fn queue(&self) -> Option<(usize, usize, u64)> {
-        let counts = &self.on.as_ref()?.counts;
+        let counts = &self.on.as_ref().filter(|on| on.exports)?.counts;
         Some((
             usize::try_from(counts.waiting()).unwrap_or(usize::MAX),
             export::WAITING_SPANS,
@@ -140,15 +161,21 @@ impl Telemetry {
         ))
     }
 
-    /// What a write carries that has no span here: its client's context, for regions that do export.
+    /// What a write carries where no span is exported: its client's context, for regions that do export, whose spans
+    /// would have a parent that no collector ever sees.
     pub(crate) fn passed_on(&self, headers: &HeaderMap) -> Option<TraceContext> {
-        if self.on.is_some() {
+        if self.on.as_ref().is_some_and(|on| on.exports) {
             return None; // a sampled call has a span, and its write carries that one's context
         }
-        match self.incoming(headers) {
+        match Incoming::of(headers) {
             Incoming::Sampled(context) => Some(context),
             _ => None,
         }
+    }
+
+    /// The last spans of a trace that ended here.
+    pub(crate) fn spans(&self, trace_id: [u8; 16]) -> Vec<Ended> {
+        self.on.as_ref().map(|on| on.recent.of(TraceId::from_bytes(trace_id))).unwrap_or_default()
     }
 
     fn incoming(&self, headers: &HeaderMap) -> Incoming {
@@ -229,7 +256,36 @@ impl Telemetry {
     }
 }
 
+/// What is said of a node to whom it exports to.
+pub(crate) fn resource(config: &NodeConfig, version: &str) -> Vec<(&'static str, String)> {
+    let node = config.node.id.as_str();
+    [
+        (names::SERVICE_NAME, names::SERVICE),
+        (names::SERVICE_INSTANCE_ID, node),
+        (names::SERVICE_VERSION, version),
+        (names::NODE, node),
+        (names::REGION, config.node.region.as_str()),
+        (names::CLUSTER, &config.cluster.id),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .into()
+}
+
 impl On {
+    fn new(provider: &SdkTracerProvider, sampling_ppm: u32, counts: Arc<Counts>) -> Self {
+        let tracer = provider.tracer(names::SERVICE);
+        let layer = tracing_opentelemetry::layer()
+            .with_tracer(tracer.clone())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_context_activation(false);
+        let only_ours = Targets::new().with_target(TARGET, Level::INFO);
+        let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
+        Self { dispatch, tracer, sampling_ppm, counts, exports: false, recent: Recent::default() }
+    }
+
     /// Never a child by `tracing`'s own rules: the registry lets go of a parent through the default subscriber of the
     /// thread, which is not this one, so that the parent would never end. Parents are set by their contexts.
     fn span(&self, name: &str, kind: &str) -> Span {

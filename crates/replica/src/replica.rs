@@ -167,7 +167,7 @@ pub enum Event {
         /// How many in this frame, released pending ones included.
         changes: usize,
     },
-    /// Changes of peers that belong to a trace were applied in this turn. At most one of these a turn.
+    /// Changes of peers were applied in this turn. At most one of these a turn.
     Traced(Traced),
     /// A change waits for what it depends on.
     Pended,
@@ -699,7 +699,7 @@ impl Replica {
             }
         }
         self.shards.write(store);
-        if !self.traced.changes.is_empty() {
+        if !self.traced.stamps.is_empty() {
             let traced = std::mem::take(&mut self.traced);
             self.event(Event::Traced(traced));
         }

@@ -1,4 +1,4 @@
-//! Changes of peers that belong to a trace, told once a turn to whoever follows traces.
+//! Changes of peers that were applied, told once a turn to whoever measures how late they come and follows traces.
 
 use tropism_crdt::{Change, NodeId, Stamp, TraceContext};
 
@@ -23,20 +23,23 @@ pub struct TracedChange {
     pub at: Now,
 }
 
-/// The traced changes of a turn.
+/// The changes of a turn.
 ///
-/// Invariant: holds at most [`TRACED_CHANGES`]; the rest is only counted.
+/// Invariant: holds at most [`TRACED_CHANGES`] that are traced; the rest is only counted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Traced {
-    /// In the order in which they were applied.
+    /// Who made them and when, traced or not: as many as the turn applied, whose bodies take far more room.
+    pub stamps: Vec<(NodeId, Stamp)>,
+    /// Those that are traced, in the order in which they were applied.
     pub changes: Vec<TracedChange>,
     /// How many more there were.
     pub missed: u64,
 }
 
 impl Traced {
-    /// Notes a change that is applied, if it is traced.
+    /// Notes a change that is applied.
     pub(crate) fn note(&mut self, now: Now, change: &Change) {
+        self.stamps.push((change.origin.node, change.stamp));
         let Some(trace) = change.trace.filter(|trace| trace.flags & SAMPLED != 0) else { return };
         if self.changes.len() >= TRACED_CHANGES {
             self.missed += 1;
@@ -60,7 +63,7 @@ mod tests {
     use super::{Change, NodeId, Now, Stamp, TRACED_CHANGES, TraceContext, Traced};
 
     #[test]
-    fn only_sampled_changes_are_told_and_no_more_than_the_limit() {
+    fn all_stamps_are_told_but_only_sampled_changes_and_no_more_than_the_limit() {
         let now = Now { mono_us: 5, wall_ms: 7 };
         let mut change = Change {
             scope: "s".into(),
@@ -83,12 +86,14 @@ mod tests {
         traced.note(now, &change);
         change.trace = Some(TraceContext { trace_id: [1; 16], span_id: [2; 8], flags: 0 });
         traced.note(now, &change);
-        assert_eq!(traced, Traced::default());
+        assert_eq!((traced.changes.len(), traced.missed), (0, 0));
+        assert_eq!(traced.stamps, [(change.origin.node, change.stamp); 2]);
         change.trace = Some(TraceContext { trace_id: [1; 16], span_id: [2; 8], flags: 3 });
         for _ in 0..TRACED_CHANGES + 2 {
             traced.note(now, &change);
         }
         assert_eq!((traced.changes.len(), traced.missed), (TRACED_CHANGES, 2));
+        assert_eq!(traced.stamps.len(), TRACED_CHANGES + 4);
         assert_eq!((traced.changes[0].at, traced.changes[0].stamp), (now, change.stamp));
         assert!(!format!("{traced:?}").contains("secret"));
     }

@@ -44,7 +44,7 @@ fn the_descriptors_list_the_services_and_their_methods() {
     );
     assert_eq!(methods("ScopeService"), "GetScope ListScopes VerifyScope DropScope CreateScope MoveScope");
     assert_eq!(methods("ParkedService"), "ListParked GetParked RetryParked DropParked");
-    assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes");
+    assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes ListSpans");
     assert_eq!(methods("PeerService"), "Link");
 }
 

@@ -42,6 +42,7 @@ fn the_commands_of_the_manual_are_understood() {
         &["scopes", "--prefix", "shop"],
         &["scope", "shop/carts"],
         &["verify", "shop/carts", "--from", "tokyo", "--json"],
+        &["trace-write", "shop/carts", "alice", "{}", "--from", "tokyo", "--json"],
         &[
             "dev",
             "--regions",
@@ -105,6 +106,7 @@ fn wrong_arguments_end_with_status_two_and_name_the_argument() {
         (vec!["watch", "a", "--values", "--resume", "00"], "--resume"),
         (vec!["stamp", "a", "--count", "1001"], "--count"),
         (vec!["verify"], "<SCOPE>"),
+        (vec!["trace-write", "shop/carts", "alice"], "<VALUE>"),
         (vec!["verify", "a//b"], "<SCOPE>"),
         (vec!["parked"], "list"),
         (vec!["parked", "drop", "a"], "<KEY>"),

@@ -10,6 +10,7 @@ mod range;
 mod scope;
 mod serve;
 mod status;
+mod trace;
 mod verify;
 
 use std::fs::File;
@@ -45,6 +46,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Parked(args) => wait(parked::parked(args, &mut out)),
         Command::Scopes(args) => wait(scope::scopes(args, &mut out)),
         Command::Scope(args) => wait(scope::scope(args, &mut out)),
+        Command::TraceWrite(args) => wait(trace::trace_write(&args, &mut out)),
         Command::Verify(args) => wait(verify::verify(&args, &mut out)),
         Command::Dev(args) => dev::dev(args, &mut out),
         Command::Demo(args) => demo::demo(args, &mut out),

@@ -5,18 +5,15 @@ use std::thread;
 
 use tokio::runtime::Builder;
 use tokio::sync::watch;
-use tracing_subscriber::EnvFilter;
 use tropism_node::config::{Engine as NodeEngine, NodeConfig};
 use tropism_node::server::{self, Start};
+use tropism_node::telemetry::log;
 
 use super::{name, runtime};
 use crate::args::{Config, ConfigAction, Engine, Serve, VERSION};
 use crate::output::{Failure, Output, say};
 use crate::world::StopSignals;
 use crate::world::process::end_with_parent;
-
-/// What is not logged unless the configuration says so: consensus tells every step of its own.
-const QUIET: &str = "openraft=error";
 
 /// `serve`: until it is told to stop, or finds that it must not go on.
 pub(super) fn serve(args: Serve) -> Result<(), Failure> {
@@ -27,10 +24,7 @@ pub(super) fn serve(args: Serve) -> Result<(), Failure> {
             Engine::Memory => NodeEngine::Memory,
         };
     }
-    // The configuration's filters are known to parse; the fallback says what the log's default is.
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", checked.config.telemetry.log))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    log::init(&checked.config.telemetry);
     if args.end_with_stdin {
         end_with_parent().map_err(cannot_start)?;
     }

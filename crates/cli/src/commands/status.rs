@@ -260,6 +260,7 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             "salvaged_taken": rebuild.salvaged_taken,
         })),
         "cluster": node.cluster, "incarnation": node.incarnation, "origin": node.origin, "insecure": node.insecure,
+        "metrics": node.metrics,
         "store": {
             "engine": store.engine, "durable": store.durable, "store_id": hex(&store.store_id),
             "commit_number": store.commit_number, "log_floor": store.log_floor, "log_changes": store.log_changes,

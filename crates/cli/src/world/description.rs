@@ -52,6 +52,9 @@ pub(crate) struct NodeDescription {
     pub(crate) id: String,
     /// Where it serves clients, without delay.
     pub(crate) endpoint: String,
+    /// Where its metrics are scraped.
+    #[serde(default)]
+    pub(crate) metrics: String,
     /// Its process id, of its last start.
     pub(crate) pid: u32,
     /// The directory of its store.

@@ -275,6 +275,7 @@ struct Plan {
     directory: PathBuf,
     client: Port,
     peer: Port,
+    metrics: Port,
 }
 
 impl Plan {
@@ -304,6 +305,7 @@ impl Plan {
                     region,
                     client: port()?,
                     peer: port()?,
+                    metrics: port()?,
                 });
             }
         }
@@ -338,8 +340,9 @@ impl Plan {
             path(secret)?,
             path(regions)?,
         );
+        text += &format!("[telemetry]\nmetrics = \"{}\"\n", self.metrics.address);
         if let Some(otlp) = otlp {
-            text += &format!("[telemetry]\notlp = {}\nsampling = 1.0\n", quoted(otlp));
+            text += &format!("otlp = {}\nsampling = 1.0\n", quoted(otlp));
         }
         for (peer, address) in peers {
             let (id, region) = (quoted(&peer.id), quoted(&peer.region));
@@ -354,6 +357,10 @@ impl Plan {
 
     fn endpoint(&self) -> String {
         format!("http://{}", self.client.address)
+    }
+
+    fn metrics(&self) -> String {
+        format!("http://{}/metrics", self.metrics.address)
     }
 }
 
@@ -454,6 +461,7 @@ fn describe_regions(regions: &Regions, plans: &[Plan]) -> Vec<RegionDescription>
         let node = |plan: &Plan| NodeDescription {
             id: plan.id.clone(),
             endpoint: plan.endpoint(),
+            metrics: plan.metrics(),
             pid: 0, // told once it runs
             data_dir: plan.data(),
         };

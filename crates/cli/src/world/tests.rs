@@ -298,6 +298,9 @@ async fn a_world_tells_where_everything_is_and_takes_its_word_back_when_it_stops
     let tokyo = &description.regions[2];
     assert_eq!(tokyo.nodes[0].id, "tokyo-1");
     assert!(tokyo.nodes[0].pid > 0 && tokyo.endpoint == tokyo.nodes[0].endpoint);
+    let config = tokyo.nodes[0].data_dir.parent().unwrap().join("node.toml");
+    let metrics = NodeConfig::check(&config).unwrap().config.telemetry.metrics.unwrap();
+    assert_eq!(tokyo.nodes[0].metrics, format!("http://{metrics}/metrics"));
     let osaka = &description.places["osaka"];
     assert_eq!((osaka.nearest.as_str(), osaka.rtt_ms["tokyo-1"]), ("tokyo-1", 9.0));
     assert_eq!(description.places["tokyo"].endpoints["tokyo-1"], tokyo.endpoint, "no way to go, no relay");

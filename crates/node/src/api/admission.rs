@@ -25,6 +25,9 @@ use tropism_wire::limits::{MAX_MESSAGE_BYTES, MAX_METADATA_BYTES};
 use tropism_wire::{Problem, Reason};
 
 use super::stopping;
+use crate::telemetry::Telemetry;
+use crate::telemetry::calls::answered;
+use crate::telemetry::metrics::ServiceCalls;
 
 /// Calls that run at once; each may hold a message of 4 MiB, most hold a few hundred bytes. At 100 000 calls a second
 /// and 10 ms each, a quarter of this is in use.
@@ -159,17 +162,19 @@ impl Gate {
     }
 }
 
-/// A service behind the gate.
+/// A service behind the gate, whose calls are counted.
 #[derive(Clone)]
 pub(super) struct Admitted<S> {
     service: S,
     gate: Gate,
+    calls: ServiceCalls,
     always: bool,
 }
 
-impl<S> Admitted<S> {
-    pub(super) fn new(service: S, gate: Gate) -> Self {
-        Self { service, gate, always: false }
+impl<S: NamedService> Admitted<S> {
+    pub(super) fn new(service: S, gate: Gate, telemetry: &Telemetry) -> Self {
+        let calls = ServiceCalls::new(telemetry.metrics(), S::NAME);
+        Self { service, gate, calls, always: false }
     }
 
     /// The same, let in also while the node stops, or is not ready for clients.
@@ -198,15 +203,16 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let call = self.calls.begin(request.uri().path());
         if !self.always {
             let refused = if self.gate.is_closed() { Some(stopping()) } else { (self.gate.unready)() };
             if let Some(problem) = refused {
-                return Box::pin(ready(Ok(problem.to_status().into_http())));
+                return Box::pin(ready(Ok(answered(call, problem.to_status().into_http()))));
             }
         }
         let (time, permit) = match self.gate.admit(request.headers()) {
             Ok(admitted) => admitted,
-            Err(problem) => return Box::pin(ready(Ok(problem.to_status().into_http()))),
+            Err(problem) => return Box::pin(ready(Ok(answered(call, problem.to_status().into_http())))),
         };
         let deadline = Deadline::after(time);
         request.extensions_mut().insert(deadline);
@@ -218,7 +224,7 @@ where
                 Err(_) => over().to_status().into_http(),
             };
             drop(permit);
-            Ok(answer)
+            Ok(answered(call, answer))
         })
     }
 }

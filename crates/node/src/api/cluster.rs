@@ -40,47 +40,7 @@ impl ClusterService for Api {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         Call::of(request)?;
-        let published = self.handle.published();
-        let status = &published.status;
-        let tally = &published.tally;
-        let backlogs = self.backlogs(&published).await?;
-        let mut links: Vec<v1::LinkStatus> =
-            status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
-        links.sort_by(|a, b| a.peer.cmp(&b.peer));
-        Ok(Response::new(v1::GetStatusResponse {
-            node: Some(self.node_status(&published)),
-            store: Some(v1::StoreStatus {
-                engine: self.engine.to_owned(),
-                durable: self.durable,
-                store_id: status.store_id.to_be_bytes().to_vec().into(),
-                format_version: u32::try_from(STORE_FORMAT).unwrap_or(u32::MAX),
-                commit_number: published.head.commit,
-                log_floor: status.log_floor,
-                log_changes: tally.log_changes,
-                log_bytes: tally.log_bytes,
-                visible_keys: tally.keys.alive.saturating_sub(status.expired_keys),
-                expired_keys: status.expired_keys.min(tally.keys.alive),
-                deleted_keys: tally.keys.deleted,
-                stubs: tally.keys.stubs,
-                parked_keys: tally.keys.parked,
-                bytes: published.footprint.bytes,
-                swept: status.counted,
-            }),
-            clock: Some(v1::ClockStatus {
-                wall_ms: wall_ms(),
-                stamp: status.stamp.as_u64(),
-                reserved_until: Stamp::new(status.reserved_ms, 0).as_u64(),
-                max_offset_ms: MAX_OFFSET_MS,
-                peers_far_behind: self.peers_far_behind(&published),
-            }),
-            warnings: self.warnings(&published, &links),
-            links,
-            caches: caches(&published),
-            queues: self.queues(&published),
-            degraded_scopes: degraded_scopes(&published),
-            long_histories: long_histories(&published),
-            directory: Some(self.directory_status(&published)),
-        }))
+        Ok(Response::new(self.status().await?))
     }
 
     async fn list_regions(
@@ -129,6 +89,33 @@ impl ClusterService for Api {
         let mut nodes = self.nodes();
         nodes.retain(|node| region.is_empty() || node.region == region);
         Ok(Response::new(v1::ListNodesResponse { nodes }))
+    }
+
+    async fn list_spans(
+        &self,
+        request: Request<v1::ListSpansRequest>,
+    ) -> Result<Response<v1::ListSpansResponse>, Status> {
+        let (_, v1::ListSpansRequest { trace_id }) = Call::of(request)?;
+        let trace_id: [u8; 16] = trace_id.as_ref().try_into().map_err(|_| {
+            let message = format!("trace_id has {} bytes; a trace id has 16", trace_id.len());
+            Problem::invalid_argument(Reason::MalformedRequest, "trace_id", message)
+        })?;
+        let spans = self.telemetry.spans(trace_id).into_iter().map(|span| v1::Span {
+            span_id: span.span.to_bytes().to_vec().into(),
+            parent_span_id: span.parent.to_bytes().to_vec().into(),
+            late: span.trace.to_bytes() != trace_id,
+            name: span.name,
+            node: self.node.as_str().to_owned(),
+            region: self.region.as_str().to_owned(),
+            start_us: span.start_us,
+            duration_us: span.duration_us,
+            attributes: span
+                .attributes
+                .into_iter()
+                .map(|(name, value)| v1::SpanAttribute { name, value })
+                .collect(),
+        });
+        Ok(Response::new(v1::ListSpansResponse { spans: spans.collect() }))
     }
 }
 
@@ -257,6 +244,51 @@ fn long_histories(published: &Published) -> Vec<v1::LongHistory> {
 }
 
 impl Inner {
+    /// How the node is.
+    pub(super) async fn status(&self) -> Result<v1::GetStatusResponse, Problem> {
+        let published = self.handle.published();
+        let status = &published.status;
+        let tally = &published.tally;
+        let backlogs = self.backlogs(&published).await?;
+        let mut links: Vec<v1::LinkStatus> =
+            status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
+        links.sort_by(|a, b| a.peer.cmp(&b.peer));
+        Ok(v1::GetStatusResponse {
+            node: Some(self.node_status(&published)),
+            store: Some(v1::StoreStatus {
+                engine: self.engine.to_owned(),
+                durable: self.durable,
+                store_id: status.store_id.to_be_bytes().to_vec().into(),
+                format_version: u32::try_from(STORE_FORMAT).unwrap_or(u32::MAX),
+                commit_number: published.head.commit,
+                log_floor: status.log_floor,
+                log_changes: tally.log_changes,
+                log_bytes: tally.log_bytes,
+                visible_keys: tally.keys.alive.saturating_sub(status.expired_keys),
+                expired_keys: status.expired_keys.min(tally.keys.alive),
+                deleted_keys: tally.keys.deleted,
+                stubs: tally.keys.stubs,
+                parked_keys: tally.keys.parked,
+                bytes: published.footprint.bytes,
+                swept: status.counted,
+            }),
+            clock: Some(v1::ClockStatus {
+                wall_ms: wall_ms(),
+                stamp: status.stamp.as_u64(),
+                reserved_until: Stamp::new(status.reserved_ms, 0).as_u64(),
+                max_offset_ms: MAX_OFFSET_MS,
+                peers_far_behind: self.peers_far_behind(&published),
+            }),
+            warnings: self.warnings(&published, &links),
+            links,
+            caches: caches(&published),
+            queues: self.queues(&published),
+            degraded_scopes: degraded_scopes(&published),
+            long_histories: long_histories(&published),
+            directory: Some(self.directory_status(&published)),
+        })
+    }
+
     /// What each peer lacks, in the order of the links; counted at most once a second.
     async fn backlogs(&self, published: &Arc<Published>) -> Result<Vec<Backlog>, Problem> {
         let mut counted = self.backlogs.lock().await;
@@ -297,6 +329,7 @@ impl Inner {
             incarnation: status.origin.incarnation,
             origin: status.origin.to_string(),
             insecure: self.insecure,
+            metrics: self.metrics.clone(),
             rebuild: published.rebuild.as_ref().map(rebuild),
             budget: Some(budget(&status.budget)),
             scrub: Some(scrub(&status.scrub)),
@@ -383,6 +416,13 @@ impl Inner {
                 (self.gate.running(), CONCURRENT_CALLS),
                 "items",
                 self.gate.shed(),
+                "a call is refused (OVERLOADED)",
+            ),
+            queue(
+                "calls waiting for the replica",
+                self.handle.calls_waiting(),
+                "items",
+                self.handle.calls_shed(),
                 "a call is refused (OVERLOADED)",
             ),
             queue(

@@ -41,6 +41,7 @@ use crate::traffic::Traffic;
 mod admission;
 mod cluster;
 mod hub;
+mod metrics;
 mod parked;
 mod scan;
 mod scope;
@@ -80,6 +81,8 @@ pub struct ApiConfig {
     pub region: RegionName,
     /// URL at which clients reach this node; may be empty.
     pub endpoint: String,
+    /// URL at which metrics are scraped; empty when they are not.
+    pub metrics: String,
     /// The other nodes.
     pub peers: Vec<Peer>,
     /// What goes over the links to them.
@@ -116,6 +119,7 @@ pub struct Inner {
     node: NodeId,
     region: RegionName,
     endpoint: String,
+    metrics: String,
     peers: Vec<Peer>,
     traffic: Arc<Traffic>,
     engine: &'static str,
@@ -163,6 +167,7 @@ impl Api {
             node: config.node,
             region: config.region,
             endpoint: config.endpoint,
+            metrics: config.metrics,
             peers: config.peers,
             traffic: config.traffic,
             engine: config.engine,
@@ -190,10 +195,10 @@ impl Api {
         let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let parked = ParkedServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (gate, telemetry) = (&self.gate, &self.telemetry);
-        Routes::new(Followed::new(Admitted::new(state, gate.clone()), telemetry))
-            .add_service(Followed::new(Admitted::new(scope, gate.clone()), telemetry))
-            .add_service(Followed::new(Admitted::new(parked, gate.clone()), telemetry))
-            .add_service(Followed::new(Admitted::new(cluster, gate.clone()).always(), telemetry))
+        Routes::new(Followed::new(Admitted::new(state, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(scope, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(parked, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(cluster, gate.clone(), telemetry).always(), telemetry))
     }
 
     /// The way to the replica.

@@ -131,7 +131,7 @@ impl Inner {
     ) -> Result<Result<WriteDone, CallError>, Problem> {
         options.deadline.check()?;
         let span = self.telemetry.commit(options.span.as_ref(), write.scope.as_str()).map(|(span, trace)| {
-            write.trace = Some(trace);
+            write.trace.get_or_insert(trace); // what is passed on goes first
             span
         });
         timeout_at(options.deadline.answer, self.handle.write_within(write, span)).await.map_err(|_| {

@@ -86,6 +86,32 @@ fn every_complaint_names_file_line_key_and_limit() {
         ("[node]", "[telemetry]\notlp = \"https://127.0.0.1:4317\"\n[node]", "there is no TLS"),
         ("[node]", "[telemetry]\notlp = \"collector\"\n[node]", "must be a URL like"),
         ("[node]", "[telemetry]\notlp = 4317\n[node]", "telemetry.otlp: must be a string, not integer"),
+        (
+            "[node]",
+            "[telemetry]\nmetrics = \"0.0.0.0:9100\"\n[node]",
+            "node.toml:3: telemetry.metrics: 0.0.0.0:9100 is not a loopback address, and there is no TLS; listen.insecure",
+        ),
+        (
+            "[node]",
+            "[telemetry]\nmetrics = \"127.0.0.1\"\n[node]",
+            "node.toml:3: telemetry.metrics: \"127.0.0.1\" is no IP:port with a port from 1 to 65535",
+        ),
+        (
+            "[node]",
+            "[telemetry]\nmetrics = \"127.0.0.1:7000\"\n[node]",
+            "node.toml:3: telemetry.metrics: is the same as listen.client",
+        ),
+        (
+            "[node]",
+            "[telemetry]\nlog_format = \"xml\"\n[node]",
+            "node.toml:3: telemetry.log_format: \"xml\" is unknown; it must be \"text\" or \"json\"",
+        ),
+        (
+            "[node]",
+            "[telemetry]\npush_metrics = \"2h\"\n[node]",
+            "node.toml:3: telemetry.push_metrics: \"2h\" must be a time like \"30s\", from 0 to 1h",
+        ),
+        ("[node]", "[telemetry]\nmetrics = 9100\n[node]", "telemetry.metrics: must be a string, not integer"),
         ("[node]", "[telemetry]\nsampling = 1.5\n[node]", "telemetry.sampling: 1.5 is outside 0.0 to 1.0"),
         ("[node]", "[telemetry]\nsampling = nan\n[node]", "telemetry.sampling: nan is outside 0.0 to 1.0"),
         (

@@ -20,6 +20,7 @@ use super::*;
 use crate::config::NodeConfig;
 
 mod directory;
+mod metrics;
 mod rebuild;
 mod traces;
 

@@ -1,4 +1,4 @@
-//! The span of a call, from its headers to the end of its answer.
+//! A call from its headers to the end of its answer: its span, and that it is counted.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use opentelemetry::trace::Status as SpanStatus;
+use opentelemetry::trace::{Status as SpanStatus, TraceContextExt};
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
@@ -15,6 +15,8 @@ use tower::Service;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::log::{Named, Within};
+use super::metrics::CallCount;
 use super::{Telemetry, names};
 
 /// The span of the call that a request belongs to, among its extensions. Absent when the call is not sampled.
@@ -39,7 +41,7 @@ impl<S: NamedService> NamedService for Followed<S> {
 }
 
 type Answer = Result<http::Response<Body>, Infallible>;
-type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+pub(super) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 impl<S> Service<http::Request<Body>> for Followed<S>
 where
@@ -58,29 +60,66 @@ where
             return self.service.call(request); // nearly always
         };
         request.extensions_mut().insert(CallSpan(span.clone()));
-        let span = Ending { span, code: None };
-        let answer = self.service.call(request);
+        let call = Named::new(span.context().span().span_context());
+        let span = Ending { span, call, code: None };
+        let answer = call.during(|| self.service.call(request));
         Box::pin(async move {
             let mut span = span;
-            let Ok(answer) = answer.await;
+            let Ok(answer) = Within { future: answer, call }.await;
             span.told(answer.headers());
-            Ok(answer.map(|body| Body::new(Carried { body, span })))
+            Ok(answer.map(|body| Body::new(Carried { body, end: span })))
         })
+    }
+}
+
+/// Counts a call that is answered, a stream when it ends.
+pub(crate) fn answered(mut call: CallCount, answer: http::Response<Body>) -> http::Response<Body> {
+    call.told(answer.headers());
+    if call.streams() {
+        return answer.map(|body| Body::new(Carried { body, end: call }));
+    }
+    if !call.is_told() {
+        call.ended(Code::Ok); // what comes behind the message says so
+    }
+    answer
+}
+
+/// Who wants to know how a call ends.
+trait End {
+    /// The call's headers, or what came behind its last message: they may have its status.
+    fn told(&mut self, headers: &HeaderMap);
+
+    /// Within what the answer goes on to be made.
+    fn during<T>(&self, done: impl FnOnce() -> T) -> T {
+        done()
+    }
+}
+
+impl End for CallCount {
+    fn told(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get("grpc-status") {
+            self.ended(Code::from_bytes(status.as_bytes()));
+        }
     }
 }
 
 /// Ends the span with what the call's status was; a call that ends without one was cancelled by its client.
 struct Ending {
     span: Span,
+    call: Named,
     code: Option<Code>,
 }
 
-impl Ending {
+impl End for Ending {
     /// Looks for the status: among the headers of an answer without a message, or behind the last message.
     fn told(&mut self, headers: &HeaderMap) {
         if headers.contains_key("grpc-status") {
             self.code = Status::from_header_map(headers).map(|status| status.code());
         }
+    }
+
+    fn during<T>(&self, done: impl FnOnce() -> T) -> T {
+        self.call.during(done)
     }
 }
 
@@ -103,13 +142,13 @@ impl Drop for Ending {
     }
 }
 
-/// An answer on its way, with the span that ends behind it.
-struct Carried {
+/// An answer on its way, with what ends behind it.
+struct Carried<E> {
     body: Body,
-    span: Ending,
+    end: E,
 }
 
-impl http_body::Body for Carried {
+impl<E: End + Unpin> http_body::Body for Carried<E> {
     type Data = bytes::Bytes;
     type Error = Status;
 
@@ -117,11 +156,12 @@ impl http_body::Body for Carried {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let this = &mut *self;
+        let polled = this.end.during(|| Pin::new(&mut this.body).poll_frame(context));
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(trailers) = frame.trailers_ref()
         {
-            self.span.told(trailers);
+            this.end.told(trailers);
         }
         polled
     }

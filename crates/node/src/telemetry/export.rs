@@ -26,11 +26,11 @@ pub(crate) const WAITING_SPANS: usize = QUEUE_SPANS + BATCH_SPANS;
 /// How long a span waits for company.
 const LINGER: Duration = Duration::from_millis(500);
 /// How long the collector may take for a batch; then it is dropped.
-const EXPORT_TIME: Duration = Duration::from_secs(5);
+pub(super) const EXPORT_TIME: Duration = Duration::from_secs(5);
 /// How long a stopping node goes on sending what waits.
 pub(crate) const STOP_TIME: Duration = Duration::from_secs(2);
 /// Drops are logged this often at most.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+pub(super) const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// What became of spans since the start.
 #[derive(Debug, Default)]

@@ -135,6 +135,7 @@ impl World {
             node: node("here-1"),
             region: region("here"),
             endpoint: "http://here.example:7000".into(),
+            metrics: String::new(),
             traffic: Arc::new(Traffic::new(peers.iter().map(|peer| peer.node))),
             peers,
             engine: "memory",

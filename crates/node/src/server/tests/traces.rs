@@ -24,20 +24,26 @@ kind = "register"
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT: &str = "b7ad6b7169203331";
 
-/// Where the nodes live. Only the second samples by itself.
-struct Trio {
+/// Where the nodes live.
+pub(super) struct Trio {
     directory: tempfile::TempDir,
     clients: Vec<SocketAddr>,
 }
 
-struct Node {
-    channel: Channel,
+pub(super) struct Node {
+    pub(super) channel: Channel,
     stop: watch::Sender<bool>,
     node: tokio::task::JoinHandle<Result<(), ServeError>>,
 }
 
 impl Trio {
+    /// With traces to a collector. Only the second samples by itself.
     fn new(otlp: SocketAddr) -> Self {
+        Self::with(|at| format!("otlp = \"http://{otlp}\", sampling = {}.0", u8::from(at == 1)))
+    }
+
+    /// With this telemetry.
+    pub(super) fn with(telemetry: impl Fn(usize) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("regions.toml"), REGIONS).unwrap();
         let secret = directory.path().join("secret");
@@ -59,19 +65,19 @@ impl Trio {
                 listen = {{ client = "{}", peer = "{}" }}
                 cluster = {{ id = "test", secret_file = "secret", regions_file = "regions.toml" }}
                 peer = [{}]
-                telemetry = {{ otlp = "http://{otlp}", sampling = {}.0 }}
+                telemetry = {{ {} }}
                 "#,
                 clients[at],
                 peers[at],
                 others.join(", "),
-                u8::from(at == 1)
+                telemetry(at)
             );
             fs::write(directory.path().join(format!("{name}.toml")), config).unwrap();
         }
         Self { directory, clients }
     }
 
-    async fn start(&self, at: usize) -> Node {
+    pub(super) async fn start(&self, at: usize) -> Node {
         let checked = NodeConfig::check(&self.directory.path().join(format!("{}.toml", NAMES[at]))).unwrap();
         let (stop, stopped) = watch::channel(false);
         let start = Start { version: "1.2.3".into(), accept_loss: true };
@@ -86,7 +92,7 @@ impl Trio {
 }
 
 impl Node {
-    async fn put(&self, key: &str, regions: u32, traceparent: Option<&str>) -> Result<(), Status> {
+    pub(super) async fn put(&self, key: &str, regions: u32, traceparent: Option<&str>) -> Result<(), Status> {
         let register = v1::Register { content: Bytes::from_static(b"hush"), content_type: String::new() };
         let durability = v1::Durability { level: v1::DurabilityLevel::Regions.into(), regions };
         let mut request = Request::new(v1::PutRequest {
@@ -103,18 +109,18 @@ impl Node {
     }
 
     /// Puts until so many regions have it.
-    async fn until_linked(&self, regions: u32) {
+    pub(super) async fn until_linked(&self, regions: u32) {
         while self.put("begin", regions, None).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    async fn status(&self) -> v1::GetStatusResponse {
+    pub(super) async fn status(&self) -> v1::GetStatusResponse {
         let mut client = ClusterServiceClient::new(self.channel.clone());
         client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner()
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.send(true).unwrap();
         self.node.await.unwrap().unwrap();
     }
@@ -240,4 +246,47 @@ async fn a_collector_that_hangs_or_is_dead_costs_spans_and_nothing_else() {
         node.stop().await;
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_collector_tells_what_it_did_in_a_trace_to_who_asks() {
+    let trio = Trio::with(|_| String::new());
+    let (dallas, frankfurt) = (trio.start(0).await, trio.start(1).await);
+    dallas.until_linked(2).await;
+    let spans = async |node: &Node, trace: &str| {
+        let request = v1::ListSpansRequest { trace_id: id(trace).into() };
+        let answer = ClusterServiceClient::new(node.channel.clone()).list_spans(request).await;
+        answer.map(|answer| answer.into_inner().spans)
+    };
+    dallas.put("a-hidden-key", 2, Some(&format!("00-{TRACE}-{CLIENT}-01"))).await.unwrap();
+    let begun = Instant::now();
+    let (made, applied) = loop {
+        let (made, applied) = (spans(&dallas, TRACE).await.unwrap(), spans(&frankfurt, TRACE).await.unwrap());
+        if made.len() == 2 && applied.len() == 1 {
+            break (made, applied);
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{made:?} {applied:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let (commit, call) = (&made[0], &made[1]);
+    assert_eq!((commit.name.as_str(), call.name.as_str()), (names::COMMIT, "tropism.v1.StateService/Put"));
+    assert_eq!((call.node.as_str(), call.region.as_str()), ("dallas-1", "dallas"));
+    assert_eq!((&call.parent_span_id, &commit.parent_span_id), (&id(CLIENT).into(), &call.span_id));
+    assert!(call.start_us <= commit.start_us && commit.duration_us <= call.duration_us);
+    let apply = &applied[0];
+    assert_eq!((apply.name.as_str(), apply.node.as_str(), apply.late), (names::APPLY, "frankfurt-1", false));
+    // A collector of frankfurt's would never see a span of dallas', so it is within the client's.
+    assert_eq!(apply.parent_span_id, id(CLIENT));
+    let origin = apply.attributes.iter().find(|told| told.name == names::ORIGIN);
+    assert_eq!(origin.map(|told| told.value.as_str()), Some("dallas-1"));
+    assert!(!format!("{made:?} {applied:?}").contains("hidden"));
+
+    let unsampled = TRACE.replace('0', "9");
+    dallas.put("unsampled", 2, Some(&format!("00-{unsampled}-{CLIENT}-00"))).await.unwrap();
+    assert_eq!(spans(&dallas, &unsampled).await.unwrap(), []);
+    let refused = spans(&dallas, "abcd").await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, Reason::MalformedRequest));
+    assert!(dallas.status().await.queues.iter().all(|queue| queue.name != "spans to export"));
+    dallas.stop().await;
+    frankfurt.stop().await;
 }
