@@ -103,6 +103,18 @@ def eventually(call, expected):
         time.sleep(0.05)
 
 
+def eventually_ok(call):
+    """The answer of a call that may be asked too early: the directory begins when all nodes have met."""
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                raise
+        time.sleep(0.1)
+
+
 @check
 def every_region_is_healthy():
     for channel in channels.values():
@@ -203,6 +215,55 @@ def members_of_a_scope_are_compared():
     assert [len(shard.members) for shard in answer.shards] == [3] * answer.spread, answer
     beyond = scope_pb2.VerifyScopeRequest(name="shop/carts", first_shard=answer.spread)
     refused(lambda: scopes.VerifyScope(beyond), grpc.StatusCode.INVALID_ARGUMENT, "BAD_NUMBER", "first_shard")
+
+
+def scopes_of(region):
+    return scope_pb2_grpc.ScopeServiceStub(channels[region])
+
+
+def served_by(name):
+    """Where a scope is, by every region; none while it is on its way or they do not agree."""
+    found = [scopes_of(region).GetScope(scope_pb2.GetScopeRequest(name=name), timeout=10).scope for region in channels]
+    there = all(not scope.goal and not scope.learners and not scope.leaving for scope in found)
+    return sorted(found[0].serving) if there and len({tuple(scope.serving) for scope in found}) == 1 else None
+
+
+@check
+def a_scope_moves_and_says_where_it_is():
+    request = {"scope": "shop/moved", "key": "alice"}
+    dallas.Put(state_pb2.PutRequest(**request, value=json_value('{"at":"dallas"}')), timeout=10)
+    move = scope_pb2.MoveScopeRequest(name="shop/moved", regions=["tokyo"])
+    assert eventually_ok(lambda: scopes_of("dallas").MoveScope(move, timeout=10)).scope.goal == ["tokyo"]
+    eventually(lambda: served_by("shop/moved"), ["tokyo"])
+    assert json.loads(tokyo.Get(state_pb2.GetRequest(**request), timeout=10).entry.value.json) == {"at": "dallas"}
+    elsewhere = lambda: dallas.Get(state_pb2.GetRequest(**request), timeout=10)  # noqa: E731
+    refused(elsewhere, grpc.StatusCode.UNAVAILABLE, "NOT_SERVED_HERE")
+    nowhere = scope_pb2.MoveScopeRequest(name="shop/moved", regions=["atlantis"])
+    refused(lambda: scopes_of("dallas").MoveScope(nowhere), grpc.StatusCode.NOT_FOUND, "REGION_NOT_FOUND", "regions")
+
+
+@check
+def a_dropped_scope_is_gone_in_every_region_and_created_anew_is_empty():
+    request = {"scope": "shop/dropped", "key": "alice"}
+    dallas.Put(state_pb2.PutRequest(**request, value=json_value("{}")), timeout=10)
+    drop = scope_pb2.DropScopeRequest(name="shop/dropped")
+    dropped = eventually_ok(lambda: scopes_of("dallas").DropScope(drop, timeout=10))
+    assert dropped.visible_keys == 1 and dropped.epoch > 1, dropped
+
+    def is_gone():
+        for stub in state.values():
+            try:
+                stub.Get(state_pb2.GetRequest(**request), timeout=10)
+                return False
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.FAILED_PRECONDITION:
+                    raise
+        return True
+
+    eventually(is_gone, True)
+    scopes_of("tokyo").CreateScope(scope_pb2.CreateScopeRequest(name="shop/dropped"), timeout=10)
+    eventually(lambda: served_by("shop/dropped"), sorted(channels))
+    assert not dallas.Get(state_pb2.GetRequest(**request), timeout=10).HasField("entry")
 
 
 @check

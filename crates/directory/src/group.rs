@@ -57,10 +57,11 @@ pub enum Rpc {
 
 /// How voters reach each other.
 pub trait Network: Send + Sync + 'static {
-    /// Asks the voter on another node, and returns its answer within this time. The bytes are JSON.
+    /// Asks the voter with this id on another node, and returns its answer within this time. The bytes are JSON.
     fn ask(
         &self,
         node: &str,
+        voter: u64,
         rpc: Rpc,
         body: Vec<u8>,
         patience: Duration,
@@ -288,8 +289,12 @@ impl Group {
         self.machine.turns.subscribe()
     }
 
-    /// Answers what another voter asks on behalf of Raft.
-    pub async fn answer(&self, rpc: Rpc, body: &[u8]) -> Result<Vec<u8>, Unreachable> {
+    /// Answers what another voter asks the voter with this id on behalf of Raft. Another life of its store is another
+    /// voter: what that promised is not known here, and its vote is not this one's to give.
+    pub async fn answer(&self, voter: u64, rpc: Rpc, body: &[u8]) -> Result<Vec<u8>, Unreachable> {
+        if voter != self.id {
+            return Err(Unreachable("the voter that is asked is gone with its store".into()));
+        }
         match rpc {
             Rpc::Append => reply(&self.raft.append_entries(parse(body)?).await),
             Rpc::Vote => reply(&self.raft.vote(parse(body)?).await),
@@ -348,7 +353,7 @@ impl Dialled {
     {
         let broken = |error: Unreachable| RPCError::Network(NetworkError::new(&error));
         let body = reply(body).map_err(broken)?;
-        let asked = self.network.ask(&self.node, rpc, body, option.hard_ttl()).await;
+        let asked = self.network.ask(&self.node, self.id, rpc, body, option.hard_ttl()).await;
         let answer = asked.map_err(|error| RPCError::Unreachable(NotReached::new(&error)))?;
         let answer: Result<T, RaftError<u64, E>> = parse(&answer).map_err(broken)?;
         answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.id, error)))

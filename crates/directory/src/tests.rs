@@ -32,6 +32,7 @@ impl Network for End {
     fn ask(
         &self,
         node: &str,
+        voter: u64,
         rpc: Rpc,
         body: Vec<u8>,
         patience: Duration,
@@ -47,7 +48,7 @@ impl Network for End {
                 return Err(Unreachable("no answer".into()));
             }
             let group = self.wires.groups.lock().unwrap().get(&node).cloned();
-            group.ok_or_else(|| Unreachable("refused".into()))?.answer(rpc, &body).await
+            group.ok_or_else(|| Unreachable("refused".into()))?.answer(voter, rpc, &body).await
         })
     }
 }
@@ -273,7 +274,13 @@ async fn a_voter_that_comes_late_gets_a_snapshot() {
 #[tokio::test]
 async fn what_no_voter_says_is_refused() {
     let world = World::start(&["a"]).await;
+    let group = world.group("a");
     for rpc in [Rpc::Append, Rpc::Vote, Rpc::Snapshot] {
-        world.group("a").answer(rpc, b"{\"term\":").await.unwrap_err();
+        group.answer(group.standing().id, rpc, b"{\"term\":").await.unwrap_err();
     }
+    // A vote for the best of candidates, asked of the voter that was here before.
+    let vote = br#"{"vote":{"leader_id":{"term":9,"node_id":3},"committed":false},"last_log_id":null}"#;
+    let gone = group.answer(group.standing().id ^ 1, Rpc::Vote, vote).await.unwrap_err();
+    assert_eq!(gone.0, "the voter that is asked is gone with its store");
+    group.answer(group.standing().id, Rpc::Vote, vote).await.unwrap();
 }

@@ -4,7 +4,7 @@
 //! A thread of its own with a runtime of its own: its small writes are synced there, and neither the replica nor the links
 //! wait for them. Nothing that a client waits for waits for the directory, but a change of a placement record itself.
 //!
-//! The voters are chosen from the regions file ([`voters`]). Once all nodes of the world have met and none of them knows
+//! The voters are chosen from the regions file. Once all nodes of the world have met and none of them knows
 //! a group, the first voter begins one; its leader then begins the directory with the newest of the copies that nodes
 //! have of records, which is how a world goes on whose voters have all lost their stores. A voter that lost its own asks
 //! the others to be let in again.
@@ -37,6 +37,8 @@ use crate::peer::PeerAddress;
 
 mod seal;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use seal::Seal;
 pub(crate) use service::Service;
@@ -576,6 +578,7 @@ impl Network for Voters {
     fn ask(
         &self,
         node: &str,
+        voter: u64,
         rpc: Rpc,
         body: Vec<u8>,
         patience: Duration,
@@ -583,7 +586,7 @@ impl Network for Voters {
         let node = NodeId::new(node).map_err(|error| Unreachable(error.to_string()));
         Box::pin(async move {
             let node = node?;
-            let message = v1::VoterMessage { kind: service::kind(rpc), body: body.into() };
+            let message = v1::VoterMessage { kind: service::kind(rpc), body: body.into(), voter };
             match self.0.asker.ask(&node, Question::Voter(message), patience).await? {
                 Reply::Voter(answer) => Ok(answer.body.into()),
                 _ => Err(Unreachable(format!("{node} answered something else"))),

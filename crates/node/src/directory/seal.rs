@@ -36,7 +36,7 @@ impl Seal {
         mac.finalize().into_bytes().into()
     }
 
-    fn of_question(&self, ask: &v1::AskRequest) -> [u8; 32] {
+    pub(super) fn of_question(&self, ask: &v1::AskRequest) -> [u8; 32] {
         self.code(&[
             b"tropism directory question v1",
             self.cluster.as_bytes(),

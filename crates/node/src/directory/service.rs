@@ -75,9 +75,10 @@ impl Service {
             Question::Voter(message) => {
                 let group = group.ok_or_else(no_vote)?;
                 let rpc = rpc(message.kind).ok_or_else(|| malformed("voter.kind", "it is none of 1 to 3"))?;
-                let body = group.answer(rpc, &message.body).await;
-                let body = body.map_err(|problem| malformed("voter.body", &problem.to_string()))?;
-                Reply::Voter(v1::VoterMessage { kind: message.kind, body: body.into() })
+                let v1::VoterMessage { voter, kind, body } = message;
+                let answer = group.answer(voter, rpc, &body).await;
+                let answer = answer.map_err(|problem| malformed("voter", &problem.to_string()))?;
+                Reply::Voter(v1::VoterMessage { kind, body: answer.into(), voter })
             }
             Question::Standing(_) => Reply::Standing(group.map_or_else(Default::default, |group| {
                 let standing = group.standing();

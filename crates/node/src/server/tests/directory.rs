@@ -23,6 +23,8 @@ struct Node {
 impl World {
     fn new(names: &[&'static str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        // A port that one world gave back may be the next one's: they must not take each other for one.
+        let cluster = format!("test-{:x}", rand::random::<u64>());
         let region = |name: &&str| format!(r#"{{ name = "{name}", place = "{name}" }}"#);
         let regions: Vec<String> = names.iter().map(region).collect();
         let mut rtt = Vec::new();
@@ -46,7 +48,7 @@ impl World {
                 r#"
                 node = {{ id = "{name}-1", region = "{name}", data_dir = "data-{name}" }}
                 listen = {{ client = "{}", peer = "{}" }}
-                cluster = {{ id = "test", secret_file = "secret", regions_file = "regions.toml" }}
+                cluster = {{ id = "{cluster}", secret_file = "secret", regions_file = "regions.toml" }}
                 peer = [{}]
                 "#,
                 clients[at],
