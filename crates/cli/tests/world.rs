@@ -183,6 +183,22 @@ fn three_regions_write_merge_survive_a_cut_a_killed_node_and_a_power_cut() {
     }
     world.everywhere("stats/visits", "home", "15");
 
+    // A scope moves, and clients find it; dropped it is gone until it is created anew.
+    world.ok(&["put", "cache/moved", "home", "--text", "here", "--from", "dallas"]);
+    let told = world.ok(&["scope", "move", "cache/moved", "--to", "tokyo", "--json", "--from", "frankfurt"]);
+    assert!(told.contains(r#""serving":["tokyo"]"#) && told.contains(r#""goal":[]"#), "{told}");
+    assert_eq!(world.ok(&["get", "cache/moved", "home", "--from", "dallas"]), "here");
+    let kept = world.run(&["scope", "drop", "cache/moved", "--from", "tokyo"]);
+    assert_eq!(kept.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&kept.stderr).contains("it has 1 key,"), "{kept:?}");
+    let dropped = world.ok(&["scope", "drop", "cache/moved", "--yes", "--from", "tokyo"]);
+    assert_eq!(dropped, "dropped cache/moved with 1 key");
+    let gone = world.run(&["get", "cache/moved", "home", "--from", "tokyo"]);
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("SCOPE_DROPPED"), "{gone:?}");
+    world.ok(&["scope", "create", "cache/moved", "--from", "tokyo"]);
+    assert_eq!(world.run(&["get", "cache/moved", "home", "--from", "tokyo"]).status.code(), Some(1));
+    assert!(world.ok(&["status", "--json"]).contains(r#""voters":["dallas-1","frankfurt-1","tokyo-1"]"#));
+
     // What is refused says so, and where.
     let missing = world.run(&["get", "shop/carts", "nobody"]);
     assert_eq!(missing.status.code(), Some(1));

@@ -112,6 +112,8 @@ pub struct Standing {
     pub leads: bool,
     /// The directory has begun.
     pub founded: bool,
+    /// It takes part no more, and why: its store failed, or it was stopped.
+    pub stopped: Option<String>,
 }
 
 /// What came after a revision.
@@ -169,6 +171,7 @@ impl Group {
             leader: metrics.current_leader.and_then(node),
             leads: metrics.current_leader == Some(self.id),
             founded: self.machine.read(|state| state.name()).is_some(),
+            stopped: metrics.running_state.err().map(|error| error.to_string()),
         }
     }
 

@@ -324,9 +324,10 @@ impl Node {
     async fn keep_voting(&self) {
         let Some(group) = self.group() else { return };
         loop {
-            if let Err(why) = self.look(&group).await {
-                debug!(why, "the directory's voters");
-                self.waits(Some(why));
+            let waits = self.look(&group).await.err();
+            // A voter in its place is no sign that the directory works: following it is.
+            if waits.is_some() {
+                self.waits(waits);
             }
             sleep(LOOK_EVERY.mul_f64(rand::rng().random_range(0.8..1.2))).await;
         }
@@ -335,6 +336,9 @@ impl Node {
     /// One step towards a directory that works with this voter; an error says what is waited for.
     async fn look(&self, group: &Group) -> Result<(), String> {
         let standing = group.standing();
+        if let Some(why) = standing.stopped {
+            return Err(format!("this node votes no more until it is started again: {why}"));
+        }
         if let Some(leader) = &standing.leader {
             self.leads(leader);
         }
@@ -455,6 +459,9 @@ impl Node {
             else {
                 turn += 1;
                 *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                if !informed && self.group().is_none() {
+                    self.waits(Some("no voter tells that the directory has begun".into()));
+                }
                 sleep(NEXT_SOURCE).await;
                 continue;
             };
@@ -473,7 +480,7 @@ impl Node {
             self.view.send_if_modified(|view| {
                 let before = view.clone();
                 (view.revision, view.informed) = (revision, informed);
-                if informed {
+                if reply.confirmed {
                     view.waiting = None;
                 }
                 *view != before
@@ -489,7 +496,11 @@ impl Node {
     fn source(&self, informed: bool, turn: usize) -> Option<NodeId> {
         let voters = &self.config.voters;
         let any = voters.get(turn % voters.len().max(1)).copied();
-        if informed && turn.is_multiple_of(2) && self.group().is_some_and(|group| group.standing().founded) {
+        let follows = |group: Group| {
+            let standing = group.standing();
+            standing.founded && standing.stopped.is_none()
+        };
+        if informed && turn.is_multiple_of(2) && self.group().is_some_and(follows) {
             return Some(self.config.node);
         }
         if informed { any } else { self.leader().or(any) }

@@ -77,8 +77,9 @@ async fn drop_scope(args: &ScopeDrop, out: &mut Output) -> Result<(), Failure> {
     if !args.yes {
         let keys = scope.usage.map_or(0, |usage| usage.visible_keys);
         return Err(Failure::Failed(format!(
-            "scope {} was not dropped: it has {keys} keys, which would be gone in every region and not come back; say --yes",
-            scope.name
+            "scope {} was not dropped: it has {}, which would be gone in every region and not come back; say --yes",
+            scope.name,
+            count(keys)
         )));
     }
     let dropped = client.drop_scope(&args.scope, scope.incarnation).await?;
@@ -88,7 +89,11 @@ async fn drop_scope(args: &ScopeDrop, out: &mut Output) -> Result<(), Failure> {
             "visible_keys": dropped.visible_keys,
         }));
     }
-    out.line(format!("dropped {} with {} keys", scope.name, dropped.visible_keys))
+    out.line(format!("dropped {} with {}", scope.name, count(dropped.visible_keys)))
+}
+
+fn count(keys: u64) -> String {
+    if keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") }
 }
 
 /// `scope create`: empty, as its rule says.
@@ -110,7 +115,7 @@ pub(super) async fn scopes(args: Scopes, out: &mut Output) -> Result<(), Failure
                 out.object(&scope_json(scope))?;
                 continue;
             }
-            let keys = scope.usage.map(|usage| format!("{} keys", usage.visible_keys)).unwrap_or_default();
+            let keys = scope.usage.map(|usage| count(usage.visible_keys)).unwrap_or_default();
             rows.push(vec![scope.name.clone(), kind(scope.kind()).to_owned(), keys, scope.serving.join(" ")]);
         }
         if next.is_empty() {

@@ -292,6 +292,11 @@ fn node_json(endpoint: &str, answer: &Result<GetStatusResponse, Error>) -> Value
             "limit_bytes": long.limit_bytes, "history_changes": long.history_changes,
             "limit_changes": long.limit_changes,
         })).collect::<Vec<_>>(),
+        "directory": status.directory.as_ref().map(|directory| json!({
+            "voters": directory.voters, "leader": directory.leader, "revision": directory.revision,
+            "informed": directory.informed, "waiting": directory.waiting,
+            "stored_records": directory.stored_records, "moving": directory.moving,
+        })),
         "warnings": status.warnings.iter().map(|warning| named(&warning.name, &warning.message)).collect::<Vec<_>>(),
     })
 }
