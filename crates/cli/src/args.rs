@@ -499,27 +499,40 @@ pub(crate) struct ScopeShow {
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ScopeAction {
+    /// Show a scope: where it lives and what is in it.
+    Show(ScopeOne),
     /// Move a scope to other regions; reads and writes go on.
     Move(ScopeMove),
     /// Drop a scope with all its keys, in every region.
     Drop(ScopeDrop),
     /// Create a scope anew that was dropped.
-    Create(ScopeCreate),
+    Create(ScopeOne),
+    /// Let only operators move a scope, not its policy.
+    Pin(ScopeOne),
+    /// Let its policy and operators move a scope.
+    Unpin(ScopeOne),
+    /// Let nobody move a scope.
+    Freeze(ScopeOne),
 }
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  tropism scope move shop/carts --to tokyo,frankfurt\n  tropism scope move shop/carts --stay"
-)]
+#[command(after_help = "Examples:\n  tropism scope move shop/carts --to tokyo,frankfurt\n  \
+                  tropism scope move shop/carts --add tokyo --drop dallas\n  tropism scope move shop/carts --stay")]
 pub(crate) struct ScopeMove {
     /// The scope, like shop/carts.
     #[arg(value_parser = scope_name)]
     pub(crate) scope: String,
     /// The regions that shall serve it.
-    #[arg(long, value_name = "REGION,..", value_delimiter = ',', required_unless_present = "stay")]
+    #[arg(long, value_name = "REGION,..", value_delimiter = ',', required_unless_present_any = ["stay", "add", "drop"])]
     pub(crate) to: Vec<String>,
+    /// Regions that shall serve it beside those where it is, or is on its way to.
+    #[arg(long, value_name = "REGION,..", value_delimiter = ',', conflicts_with = "to")]
+    pub(crate) add: Vec<String>,
+    /// Regions that shall not serve it any more.
+    #[arg(long, value_name = "REGION,..", value_delimiter = ',', conflicts_with = "to")]
+    pub(crate) drop: Vec<String>,
     /// End what is under way, where that can be.
-    #[arg(long, conflicts_with = "to")]
+    #[arg(long, conflicts_with_all = ["to", "add", "drop"])]
     pub(crate) stay: bool,
     /// Return when the move is decided, not when the scope is there.
     #[arg(long)]
@@ -542,8 +555,8 @@ pub(crate) struct ScopeDrop {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tropism scope create shop/carts")]
-pub(crate) struct ScopeCreate {
+#[command(after_help = "Example:\n  tropism scope pin shop/carts")]
+pub(crate) struct ScopeOne {
     /// The scope, like shop/carts.
     #[arg(value_parser = scope_name)]
     pub(crate) scope: String,
@@ -780,7 +793,11 @@ impl Command {
                 Some(
                     ScopeAction::Move(ScopeMove { connection, .. })
                     | ScopeAction::Drop(ScopeDrop { connection, .. })
-                    | ScopeAction::Create(ScopeCreate { connection, .. }),
+                    | ScopeAction::Show(ScopeOne { connection, .. })
+                    | ScopeAction::Create(ScopeOne { connection, .. })
+                    | ScopeAction::Pin(ScopeOne { connection, .. })
+                    | ScopeAction::Unpin(ScopeOne { connection, .. })
+                    | ScopeAction::Freeze(ScopeOne { connection, .. }),
                 ) => connection.json,
             },
             Command::Parked(Parked { action }) => match action {

@@ -196,6 +196,10 @@ fn three_regions_write_merge_survive_a_cut_a_killed_node_and_a_power_cut() {
     let gone = world.run(&["get", "cache/moved", "home", "--from", "tokyo"]);
     assert!(String::from_utf8_lossy(&gone.stderr).contains("SCOPE_DROPPED"), "{gone:?}");
     world.ok(&["scope", "create", "cache/moved", "--from", "tokyo"]);
+    let pinned = world.ok(&["scope", "pin", "cache/moved", "--from", "tokyo"]);
+    assert!(pinned.contains("operators only (pinned)"), "{pinned}");
+    let added = world.ok(&["scope", "move", "cache/moved", "--drop", "dallas", "--json"]);
+    assert!(added.contains(r#""serving":["frankfurt","tokyo"]"#) && added.contains("pinned"), "{added}");
     assert_eq!(world.run(&["get", "cache/moved", "home", "--from", "tokyo"]).status.code(), Some(1));
     assert!(world.ok(&["status", "--json"]).contains(r#""voters":["dallas-1","frankfurt-1","tokyo-1"]"#));
 

@@ -425,6 +425,14 @@ impl Client {
         answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
     }
 
+    /// Says who may move a scope.
+    pub async fn hold_scope(&self, name: &str, hold: v1::ScopeHold) -> Result<v1::Scope, Error> {
+        let request = v1::HoldScopeRequest { name: name.to_owned(), hold: hold.into() };
+        let call = |channel, request| async move { scopes(channel).hold_scope(request).await };
+        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
+    }
+
     /// A page of the scopes at or below `prefix` that the answering node knows, by name, and the token of the next page;
     /// empty at the end. Begins with an empty token.
     pub async fn scopes(&self, prefix: &str, page_token: Bytes) -> Result<(Vec<v1::Scope>, Bytes), Error> {

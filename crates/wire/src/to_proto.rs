@@ -1,6 +1,6 @@
 //! What lies below the shell into fields of answers. None of it can fail.
 
-use tropism_placement::{Durability, Kind, PlacementRecord, RegionName, StoredRecord};
+use tropism_placement::{Durability, Hold, Kind, PlacementRecord, RegionName, StoredRecord};
 
 use crate::v1;
 
@@ -23,6 +23,15 @@ pub fn durability(durability: Durability) -> v1::Durability {
     v1::Durability { level: level.into(), regions }
 }
 
+/// Who may move a scope.
+pub fn hold(hold: Hold) -> v1::ScopeHold {
+    match hold {
+        Hold::Free => v1::ScopeHold::Free,
+        Hold::Pinned => v1::ScopeHold::Pinned,
+        Hold::Frozen => v1::ScopeHold::Frozen,
+    }
+}
+
 /// A scope: its record, whether that follows from its rule alone, and what this node holds of it.
 pub fn scope(
     record: &PlacementRecord,
@@ -38,6 +47,7 @@ pub fn scope(
         spread: record.spread.into(),
         rule: record.rule.to_string(),
         implied: stored.is_none(),
+        hold: hold(stored.map_or(Hold::Free, |stored| stored.hold)).into(),
         goal: stored.and_then(|stored| stored.goal.as_deref()).map(names).unwrap_or_default(),
         serving: names(&record.serving),
         learners: names(&record.learners),

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tropism_client::Client;
-use tropism_client::v1::{DurabilityLevel, Kind, Scope as ScopeRecord};
+use tropism_client::v1::{DurabilityLevel, Kind, Scope as ScopeRecord, ScopeHold};
 
-use crate::args::{Scope, ScopeAction, ScopeCreate, ScopeDrop, ScopeMove, ScopeShow, Scopes};
+use crate::args::{Connection, Scope, ScopeAction, ScopeDrop, ScopeMove, ScopeOne, Scopes};
 use crate::output::{Failure, Output, size, table};
 use crate::target::connect;
 
@@ -19,17 +18,40 @@ const MOVE_PATIENCE: Duration = Duration::from_secs(60);
 /// `scope`: shows it, or changes where it is.
 pub(super) async fn scope(args: Scope, out: &mut Output) -> Result<(), Failure> {
     match args.action {
-        None => show(&args.show, out).await,
+        None => show(args.show.scope.as_deref().unwrap_or_default(), &args.show.connection, out).await,
+        Some(ScopeAction::Show(args)) => show(&args.scope, &args.connection, out).await,
         Some(ScopeAction::Move(args)) => move_scope(args, out).await,
         Some(ScopeAction::Drop(args)) => drop_scope(&args, out).await,
-        Some(ScopeAction::Create(args)) => create(&args, out).await,
+        Some(ScopeAction::Create(args)) => {
+            screen(&connect(&args.connection).await?.create_scope(&args.scope).await?, out)
+        }
+        Some(ScopeAction::Pin(args)) => hold(&args, ScopeHold::Pinned, out).await,
+        Some(ScopeAction::Unpin(args)) => hold(&args, ScopeHold::Free, out).await,
+        Some(ScopeAction::Freeze(args)) => hold(&args, ScopeHold::Frozen, out).await,
     }
 }
 
 /// `scope move`: decided first, and then waited for, every step of it told.
 async fn move_scope(args: ScopeMove, out: &mut Output) -> Result<(), Failure> {
     let client = connect(&args.connection).await?;
-    let goal = if args.stay { Vec::new() } else { args.to };
+    let goal = match (args.stay, args.to.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, false) => args.to,
+        (false, true) => {
+            let now = client.scope(&args.scope).await?;
+            let mut goal = if now.goal.is_empty() { now.serving } else { now.goal };
+            goal.retain(|region| !args.drop.contains(region));
+            let new: Vec<String> = args.add.into_iter().filter(|region| !goal.contains(region)).collect();
+            goal.extend(new);
+            if goal.is_empty() {
+                return Err(Failure::Failed(format!(
+                    "scope {} was not moved: it would be nowhere; tropism scope drop ends it with all its keys",
+                    args.scope
+                )));
+            }
+            goal
+        }
+    };
     let mut scope = client.move_scope(&args.scope, goal).await?;
     let begun = Instant::now();
     let mut stepped = begun;
@@ -96,10 +118,9 @@ fn count(keys: u64) -> String {
     if keys == 1 { "1 key".to_owned() } else { format!("{keys} keys") }
 }
 
-/// `scope create`: empty, as its rule says.
-async fn create(args: &ScopeCreate, out: &mut Output) -> Result<(), Failure> {
-    let client: Client = connect(&args.connection).await?;
-    screen(&client.create_scope(&args.scope).await?, out)
+/// `scope pin`, `unpin` and `freeze`: who may move it.
+async fn hold(args: &ScopeOne, hold: ScopeHold, out: &mut Output) -> Result<(), Failure> {
+    screen(&connect(&args.connection).await?.hold_scope(&args.scope, hold).await?, out)
 }
 
 /// `scopes`: one line for each.
@@ -127,10 +148,8 @@ pub(super) async fn scopes(args: Scopes, out: &mut Output) -> Result<(), Failure
 }
 
 /// `scope`: where it lives and what the node holds of it.
-async fn show(args: &ScopeShow, out: &mut Output) -> Result<(), Failure> {
-    let name = args.scope.as_deref().unwrap_or_default();
-    let scope = connect(&args.connection).await?.scope(name).await?;
-    screen(&scope, out)
+async fn show(name: &str, connection: &Connection, out: &mut Output) -> Result<(), Failure> {
+    screen(&connect(connection).await?.scope(name).await?, out)
 }
 
 fn screen(scope: &ScopeRecord, out: &mut Output) -> Result<(), Failure> {
@@ -147,6 +166,7 @@ fn screen(scope: &ScopeRecord, out: &mut Output) -> Result<(), Failure> {
         ("learners", scope.learners.join(" ")),
         ("leaving", scope.leaving.join(" ")),
         ("goal", scope.goal.join(" ")),
+        ("moved by", moved_by(scope.hold()).to_owned()),
         ("durability", durability(scope)),
     ];
     match scope.usage {
@@ -170,7 +190,7 @@ fn scope_json(scope: &ScopeRecord) -> Value {
     json!({
         "name": scope.name, "incarnation": scope.incarnation, "epoch": scope.epoch, "kind": kind(scope.kind()),
         "spread": scope.spread, "rule": scope.rule, "implied": scope.implied, "serving": scope.serving,
-        "learners": scope.learners, "leaving": scope.leaving, "goal": scope.goal, "durability": durability(scope),
+        "learners": scope.learners, "leaving": scope.leaving, "goal": scope.goal, "hold": hold_name(scope.hold()), "durability": durability(scope),
         "usage": scope.usage.map(|usage| json!({
             "visible_keys": usage.visible_keys, "stored_bytes": usage.stored_bytes, "stubs": usage.stubs,
             "parked_keys": usage.parked_keys,
@@ -194,5 +214,23 @@ fn durability(scope: &ScopeRecord) -> String {
         DurabilityLevel::Region => "region".to_owned(),
         DurabilityLevel::Regions => format!("regions:{}", durability.regions),
         DurabilityLevel::Unspecified => String::new(),
+    }
+}
+
+fn hold_name(hold: ScopeHold) -> &'static str {
+    match hold {
+        ScopeHold::Free => "free",
+        ScopeHold::Pinned => "pinned",
+        ScopeHold::Frozen => "frozen",
+        ScopeHold::Unspecified => "unknown",
+    }
+}
+
+/// Who may move a scope, where that is not everybody.
+fn moved_by(hold: ScopeHold) -> &'static str {
+    match hold {
+        ScopeHold::Pinned => "operators only (pinned)",
+        ScopeHold::Frozen => "nobody (frozen)",
+        ScopeHold::Free | ScopeHold::Unspecified => "",
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::timeout_at;
 use tonic::{Request, Response, Status, async_trait};
 use tropism_directory::Undecided;
 use tropism_placement::{
-    MAX_REGIONS, Mode, PlacementRecord, RULE_EPOCH, RegionName, ScopeName, ShardId, StoredRecord,
+    Hold, MAX_REGIONS, Mode, PlacementRecord, RULE_EPOCH, RegionName, ScopeName, ShardId, StoredRecord,
 };
 use tropism_storage::keys::after_prefix;
 use tropism_storage::keys::shard_prefix;
@@ -149,6 +149,31 @@ impl ScopeService for Api {
         });
         moved.await?;
         Ok(Response::new(v1::MoveScopeResponse { scope: self.shown(&name) }))
+    }
+
+    async fn hold_scope(
+        &self,
+        request: Request<v1::HoldScopeRequest>,
+    ) -> Result<Response<v1::HoldScopeResponse>, Status> {
+        let (call, request) = Call::of(request)?;
+        let name = from_proto::scope_name("name", &request.name)?;
+        let hold = match request.hold() {
+            v1::ScopeHold::Free => Hold::Free,
+            v1::ScopeHold::Pinned => Hold::Pinned,
+            v1::ScopeHold::Frozen => Hold::Frozen,
+            v1::ScopeHold::Unspecified => {
+                let message = "hold says nothing: SCOPE_HOLD_FREE, _PINNED or _FROZEN";
+                return Err(Problem::invalid_argument(Reason::MissingField, "hold", message).into());
+            }
+        };
+        let held = self.change(&name, &call, |record| {
+            if record.dropped {
+                return Err(dropped(&name).at("name"));
+            }
+            Ok((record.hold != hold).then(|| record.held(hold)))
+        });
+        held.await?;
+        Ok(Response::new(v1::HoldScopeResponse { scope: self.shown(&name) }))
     }
 }
 

@@ -80,6 +80,7 @@ pub const METHODS: &[(&str, &str)] = &[
     ("tropism.v1.ScopeService", "DropScope"),
     ("tropism.v1.ScopeService", "CreateScope"),
     ("tropism.v1.ScopeService", "MoveScope"),
+    ("tropism.v1.ScopeService", "HoldScope"),
     ("tropism.v1.ParkedService", "ListParked"),
     ("tropism.v1.ParkedService", "GetParked"),
     ("tropism.v1.ParkedService", "RetryParked"),

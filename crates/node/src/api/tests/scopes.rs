@@ -126,3 +126,26 @@ async fn a_dropped_scope_is_refused_by_every_call_and_created_anew_it_is_empty()
     assert!(world.create("cache/never").await.unwrap().implied);
     assert_eq!(problem(&world.create("none/such").await.unwrap_err()).reason(), Reason::ScopeNotFound);
 }
+
+#[tokio::test]
+async fn a_scope_that_is_frozen_is_moved_by_nobody_until_it_is_let_go() {
+    let world = World::new().await;
+    let hold = async |name: &str, hold: v1::ScopeHold| {
+        let request = v1::HoldScopeRequest { name: name.into(), hold: hold.into() };
+        world.api.hold_scope(Request::new(request)).await.map(|answer| answer.into_inner().scope.unwrap())
+    };
+    assert!(hold("cache/x", v1::ScopeHold::Free).await.unwrap().implied, "nothing holds it");
+    let nothing = hold("cache/x", v1::ScopeHold::Unspecified).await.unwrap_err();
+    assert_eq!(problem(&nothing).reason(), Reason::MissingField);
+    let frozen = hold("cache/x", v1::ScopeHold::Frozen).await.unwrap();
+    assert_eq!((frozen.hold(), frozen.epoch), (v1::ScopeHold::Frozen, 2));
+    assert_eq!(hold("cache/x", v1::ScopeHold::Frozen).await.unwrap().epoch, 2);
+    let refused = world.move_to("cache/x", &["here"], false).await.unwrap_err();
+    assert_eq!(problem(&refused).reason(), Reason::PlacementRefused);
+    assert!(refused.message().contains("is frozen"), "{refused:?}");
+    assert_eq!(hold("cache/x", v1::ScopeHold::Pinned).await.unwrap().hold(), v1::ScopeHold::Pinned);
+    world.move_to("cache/x", &["here"], false).await.unwrap();
+    world.drop_it("cache/y", 0).await.unwrap();
+    let gone = hold("cache/y", v1::ScopeHold::Pinned).await.unwrap_err();
+    assert_eq!(problem(&gone).reason(), Reason::ScopeDropped);
+}
