@@ -105,8 +105,17 @@ pub struct DirectoryView {
     pub revision: u64,
     /// Since this node started it has followed everything that the directory had at some time.
     pub informed: bool,
+    /// What this node's vote waits for.
+    vote_waits: Option<String>,
+    /// What this node waits for to follow.
+    feed_waits: Option<String>,
+}
+
+impl DirectoryView {
     /// What is waited for, if it does not work.
-    pub waiting: Option<String>,
+    pub fn waiting(&self) -> Option<&str> {
+        self.vote_waits.as_deref().or(self.feed_waits.as_deref())
+    }
 }
 
 /// Proposes records, and follows what is decided. Cheap to clone.
@@ -311,12 +320,16 @@ impl Node {
         *self.leader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waits(&self, why: Option<String>) {
+    /// Takes note of what is waited for, by the vote or by the feed.
+    fn waits(&self, of: fn(&mut DirectoryView) -> &mut Option<String>, why: Option<String>) {
         self.view.send_if_modified(|view| {
-            if let Some(why) = why.as_ref().filter(|why| view.waiting.as_ref() != Some(why)) {
+            let known = of(view);
+            let changed = *known != why;
+            if let (true, Some(why)) = (changed, &why) {
                 info!(why, "the directory waits");
             }
-            std::mem::replace(&mut view.waiting, why.clone()) != why
+            known.clone_from(&why);
+            changed
         });
     }
 
@@ -324,11 +337,8 @@ impl Node {
     async fn keep_voting(&self) {
         let Some(group) = self.group() else { return };
         loop {
-            let waits = self.look(&group).await.err();
-            // A voter in its place is no sign that the directory works: following it is.
-            if waits.is_some() {
-                self.waits(waits);
-            }
+            let why = self.look(&group).await.err();
+            self.waits(|view| &mut view.vote_waits, why);
             sleep(LOOK_EVERY.mul_f64(rand::rng().random_range(0.8..1.2))).await;
         }
     }
@@ -460,7 +470,8 @@ impl Node {
                 turn += 1;
                 *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 if !informed && self.group().is_none() {
-                    self.waits(Some("no voter tells that the directory has begun".into()));
+                    let why = "no voter tells that the directory has begun".to_owned();
+                    self.waits(|view| &mut view.feed_waits, Some(why));
                 }
                 sleep(NEXT_SOURCE).await;
                 continue;
@@ -481,7 +492,7 @@ impl Node {
                 let before = view.clone();
                 (view.revision, view.informed) = (revision, informed);
                 if reply.confirmed {
-                    view.waiting = None;
+                    view.feed_waits = None;
                 }
                 *view != before
             });

@@ -470,7 +470,7 @@ impl Inner {
             leader: view.leader.map(|leader| leader.as_str().to_owned()).unwrap_or_default(),
             revision: view.revision,
             informed: view.informed,
-            waiting: view.waiting.unwrap_or_default(),
+            waiting: view.waiting().unwrap_or_default().to_owned(),
             stored_records: stored().count() as u64,
             moving: moving.take(SHOWN_MOVES).map(|record| record.scope.name.as_str().to_owned()).collect(),
         }

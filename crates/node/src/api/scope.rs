@@ -303,10 +303,8 @@ impl Inner {
                     return Err(Problem::failed_precondition(Reason::PlacementRefused, problem).at("name"));
                 }
                 Err(Undecided::Elsewhere { .. } | Undecided::NotFounded) => {
-                    let why =
-                        self.directory.view().waiting.unwrap_or_else(|| {
-                            "no majority of its voters can be reached from here".to_owned()
-                        });
+                    let view = self.directory.view();
+                    let why = view.waiting().unwrap_or("no majority of its voters can be reached from here");
                     return Err(unavailable(format!(
                         "the directory cannot decide now: {why}; nothing was changed"
                     )));
