@@ -123,6 +123,17 @@ fn reason(status: &Status) -> Reason {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_lets_running_calls_end_refuses_new_ones_and_ends_watches_with_their_tokens() {
+    // The node answers 10 ms before its client's own timer ends the call, which a machine that is busy may not keep.
+    for _ in 0..5 {
+        if stopped_at_work().await {
+            return;
+        }
+    }
+    panic!("the running call was never answered before its client gave up");
+}
+
+/// Stops a node at work; says whether the call that ran had its answer before its client's own timer.
+async fn stopped_at_work() -> bool {
     let served = Arc::new(Served::new("60s").await);
     let request = v1::WatchRequest { scope: "cache".into(), ..Default::default() };
     let mut watch =
@@ -156,9 +167,13 @@ async fn a_stop_lets_running_calls_end_refuses_new_ones_and_ends_watches_with_th
     assert_eq!(served.status().await.node.unwrap().state(), v1::NodeState::Stopping);
 
     let outcome = running.await.unwrap().unwrap_err();
-    assert_eq!(reason(&outcome), Reason::OutcomeUnknown, "it was answered, not cut off: {outcome:?}");
+    let answered = outcome.message() != "Timeout expired";
+    if answered {
+        assert_eq!(reason(&outcome), Reason::OutcomeUnknown, "it was answered, not cut off: {outcome:?}");
+    }
     let Ok(served) = Arc::try_unwrap(served) else { panic!("nobody else holds it") };
     served.node.await.unwrap().unwrap();
+    answered
 }
 
 #[tokio::test(flavor = "multi_thread")]

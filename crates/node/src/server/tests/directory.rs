@@ -5,6 +5,8 @@ use tropism_wire::v1::scope_service_client::ScopeServiceClient;
 use super::*;
 
 const SCOPE: &str = "cache";
+/// One world at a time: elections and deadlines of several would take the time of each other.
+static ONE_WORLD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Where the nodes live: one in each region.
 struct World {
@@ -198,6 +200,7 @@ fn reason(status: &Status) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scope_moves_while_it_is_used_and_is_served_where_it_is() {
+    let _alone = ONE_WORLD.lock().await;
     let world = World::new(&["dallas", "frankfurt", "tokyo"]);
     let nodes = world.all().await;
     let [dallas, frankfurt, tokyo] = &nodes[..] else { panic!() };
@@ -245,6 +248,7 @@ async fn a_scope_moves_while_it_is_used_and_is_served_where_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_scope_is_gone_everywhere_until_it_is_created_anew() {
+    let _alone = ONE_WORLD.lock().await;
     let world = World::new(&["dallas", "frankfurt", "tokyo"]);
     let mut nodes = world.all().await;
     nodes[0].put("home", "old").await.unwrap();
@@ -292,6 +296,7 @@ async fn a_dropped_scope_is_gone_everywhere_until_it_is_created_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_majority_nothing_of_a_record_changes_and_everything_else_goes_on() {
+    let _alone = ONE_WORLD.lock().await;
     let world = World::new(&["dallas", "frankfurt", "tokyo"]);
     let mut nodes = world.all().await;
     let (tokyo, frankfurt) = (nodes.pop().unwrap(), nodes.pop().unwrap());
@@ -317,6 +322,7 @@ async fn without_a_majority_nothing_of_a_record_changes_and_everything_else_goes
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voter_that_lost_its_disk_is_informed_and_votes_again() {
+    let _alone = ONE_WORLD.lock().await;
     let world = World::new(&["dallas", "frankfurt", "tokyo"]);
     let mut nodes = world.all().await;
     nodes[0].put("home", "x").await.unwrap();
@@ -339,6 +345,7 @@ async fn a_voter_that_lost_its_disk_is_informed_and_votes_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_whose_only_voter_lost_its_disk_begins_anew_with_what_the_others_know() {
+    let _alone = ONE_WORLD.lock().await;
     let world = World::new(&["dallas", "frankfurt"]);
     let mut nodes = world.all().await;
     nodes[0].drop_scope(0).await.unwrap();
