@@ -222,8 +222,14 @@ def scopes_of(region):
 
 
 def served_by(name):
-    """Where a scope is, by every region; none while it is on its way or they do not agree."""
-    found = [scopes_of(region).GetScope(scope_pb2.GetScopeRequest(name=name), timeout=10).scope for region in channels]
+    """Where a scope is, by every region; none while it is on its way, or they do not agree or have not heard of it."""
+    request = scope_pb2.GetScopeRequest(name=name)
+    try:
+        found = [scopes_of(region).GetScope(request, timeout=10).scope for region in channels]
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.NOT_FOUND:
+            return None
+        raise
     there = all(not scope.goal and not scope.learners and not scope.leaving for scope in found)
     return sorted(found[0].serving) if there and len({tuple(scope.serving) for scope in found}) == 1 else None
 
