@@ -9,7 +9,7 @@
 //! have of records, which is how a world goes on whose voters have all lost their stores. A voter that lost its own asks
 //! the others to be let in again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -299,11 +299,9 @@ impl Node {
     /// Asks a node, this one among them.
     async fn ask(&self, to: &NodeId, question: Question, patience: Duration) -> Result<Reply, Unreachable> {
         if *to == self.config.node {
-            return self
-                .local
-                .answer(to, question)
-                .await
-                .map_err(|status| Unreachable(status.message().to_owned()));
+            let answer = timeout(patience, self.local.answer(to, question)).await;
+            let answer = answer.map_err(|_| Unreachable(format!("{to} did not answer in time")))?;
+            return answer.map_err(|status| Unreachable(status.message().to_owned()));
         }
         self.asker.ask(to, question, patience).await
     }
@@ -446,6 +444,7 @@ impl Node {
     async fn follow(&self) {
         let (mut directory, mut revision, mut informed) = (0, 0, false);
         let mut turn = 0_usize;
+        let mut not_begun = Some(BTreeSet::new());
         loop {
             let from = self.source(informed, turn);
             let Some(from) = from else { return };
@@ -465,13 +464,21 @@ impl Node {
                 }
             };
             let records = reply.as_ref().map(|reply| service::records(&reply.records));
-            let (Some(reply), Some(Ok(records))) = (reply.filter(|reply| reply.directory != 0), records)
-            else {
+            let begun = reply.filter(|reply| reply.directory != 0);
+            let (Some(reply), Some(Ok(records))) = (begun, &records) else {
                 turn += 1;
                 *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 if !informed && self.group().is_none() {
                     let why = "no voter tells that the directory has begun".to_owned();
                     self.waits(|view| &mut view.feed_waits, Some(why));
+                }
+                if let (Some(said), Some(Ok(_))) = (&mut not_begun, &records) {
+                    said.insert(from);
+                    if said.len() * 2 > self.config.voters.len() && self.nobody_has_copies().await {
+                        // There is nothing that could be missed: a store that is filled does not wait for it.
+                        self.handle.records(Vec::new(), true).await;
+                        not_begun = None;
+                    }
                 }
                 sleep(NEXT_SOURCE).await;
                 continue;
@@ -485,7 +492,7 @@ impl Node {
             (directory, revision) = (reply.directory, reply.revision);
             let news = !records.is_empty() || reply.confirmed && !informed;
             if news {
-                self.handle.records(records, reply.confirmed).await;
+                self.handle.records(records.clone(), reply.confirmed).await;
             }
             informed |= reply.confirmed;
             self.view.send_if_modified(|view| {
@@ -501,6 +508,19 @@ impl Node {
                 sleep(NEXT_SOURCE).await;
             }
         }
+    }
+
+    /// Whether no node that answers knows a record: none was ever decided, as far as can be seen from here.
+    async fn nobody_has_copies(&self) -> bool {
+        for node in self.asker.peers.keys().chain([&self.config.node]) {
+            let question = Question::Copies(v1::CopiesQuestion::default());
+            if let Ok(Reply::Copies(copies)) = self.ask(node, question, ASK_TIME).await
+                && !copies.records.is_empty()
+            {
+                return false;
+            }
+        }
+        true
     }
 
     /// Whom to ask next: who leads until this node is informed, and then itself if it votes.

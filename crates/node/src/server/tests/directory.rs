@@ -247,6 +247,23 @@ async fn a_scope_moves_while_it_is_used_and_is_served_where_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_world_that_lacks_a_node_is_served_before_its_directory_begins() {
+    let _alone = ONE_WORLD.lock().await;
+    let world = World::new(&["dallas", "frankfurt", "tokyo"]);
+    let (dallas, frankfurt) = (world.start(0), world.start(1));
+    until("dallas", async || dallas.put("home", "two of three").await).await;
+    frankfurt.until_it_has("home", "two of three").await;
+    let refused = dallas.drop_scope(0).await.unwrap_err();
+    assert!(["DirectoryUnavailable", "OutcomeUnknown"].contains(&&*reason(&refused)), "{refused:?}");
+    let tokyo = world.start(2);
+    tokyo.until_decided().await;
+    tokyo.until_it_has("home", "two of three").await;
+    for node in [dallas, frankfurt, tokyo] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_scope_is_gone_everywhere_until_it_is_created_anew() {
     let _alone = ONE_WORLD.lock().await;
     let world = World::new(&["dallas", "frankfurt", "tokyo"]);
