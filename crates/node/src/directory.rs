@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rand::RngExt;
+use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -72,7 +73,7 @@ pub(crate) struct DirectoryConfig {
     pub(crate) cluster: String,
     /// Its secret.
     pub(crate) secret: Vec<u8>,
-    /// The rules' hash: who follows others decides nothing with us.
+    /// What both sides must agree on ([`agreement`]): who follows other rules or voters decides nothing with us.
     pub(crate) policy: PolicyHash,
     /// The other nodes.
     pub(crate) peers: Vec<PeerAddress>,
@@ -92,6 +93,17 @@ pub(crate) fn voters(nodes: &BTreeMap<NodeId, RegionName>, regions: &Regions) ->
         voters.pop();
     }
     voters
+}
+
+/// What nodes must agree on to decide anything together: their rules, and who votes. Two nodes that take others for the
+/// voters could begin two groups.
+pub(crate) fn agreement(rules: PolicyHash, voters: &[NodeId]) -> PolicyHash {
+    let mut hash = Sha256::new_with_prefix(rules.0);
+    for voter in voters {
+        hash.update([u8::try_from(voter.as_str().len()).unwrap_or(u8::MAX)]); // ids are at most 63 bytes
+        hash.update(voter.as_str());
+    }
+    PolicyHash(hash.finalize().into())
 }
 
 /// What is known of the directory here, for whoever asks how the node is.

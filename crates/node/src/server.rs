@@ -28,7 +28,7 @@ use tropism_wire::{DESCRIPTORS, v1};
 
 use crate::api::{Api, ApiConfig};
 use crate::config::{CheckedConfig, Engine, NodeConfig};
-use crate::directory::{DirectoryConfig, DirectoryThread, Service, voters};
+use crate::directory::{DirectoryConfig, DirectoryThread, Service, agreement, voters};
 use crate::driver::{Driver, Failure, Witnessed, wall_ms};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
@@ -166,13 +166,14 @@ fn serve(
     let addresses: Vec<PeerAddress> = config.peers.iter().map(address).collect();
     let homes = addresses.iter().map(|peer| (peer.node, peer.region.clone()));
     let homes = homes.chain([(config.node.id, config.node.region.clone())]).collect();
+    let voters = voters(&homes, regions);
     let directory = DirectoryConfig {
         node: config.node.id,
         cluster: config.cluster.id.clone(),
         secret: secret.as_bytes().to_vec(),
-        policy: regions.rules().hash(),
+        policy: agreement(regions.rules().hash(), &voters),
         peers: addresses.clone(),
-        voters: voters(&homes, regions),
+        voters,
         path: durable.then(|| config.node.data_dir.join(DIRECTORY_DIR)),
     };
     let (directory_thread, directory, service) = DirectoryThread::start(directory, handle.clone())?;

@@ -227,7 +227,7 @@ impl DirectoryService for Service {
         };
         if *ask.policy_hash != self.0.policy.0 {
             return Err(refused(format!(
-                "{from} and {} have different rules: they agree on nothing until both have the same regions file",
+                "{from} and {} have different rules or voters: they agree on nothing until both have the same regions file",
                 own.1
             )));
         }

@@ -143,7 +143,7 @@ async fn who_does_not_know_the_secret_or_means_another_node_is_refused_with_the_
         (
             answering.seal.question(&b, &a, &PolicyHash([1; 32]), [7; 16], standing()),
             Reason::PeerRefused,
-            "different rules",
+            "different rules or voters",
         ),
     ];
     for (request, reason, words) in refused {
@@ -228,5 +228,12 @@ fn an_odd_number_of_regions_votes_each_by_its_first_node() {
     assert_eq!(of(&["c-1", "b-2", "b-1", "a-1"]), "a-1 b-1 c-1");
     assert_eq!(of(&["d-1", "c-1", "b-1", "a-1"]), "a-1 b-1 c-1");
     assert_eq!(of(&["f-1", "e-1", "d-1", "c-1", "b-1", "a-1"]), "a-1 b-1 c-1 d-1 e-1");
+    let agreed = |names: &[&str]| {
+        agreement(PolicyHash([1; 32]), &names.iter().map(|name| node(name)).collect::<Vec<_>>())
+    };
+    assert_eq!(agreed(&["a-1", "b-1"]), agreed(&["a-1", "b-1"]));
+    for others in [&["b-1", "a-1"][..], &["a-1"], &["a-1b-1"], &["a-1", "c-1"]] {
+        assert_ne!(agreed(others), agreed(&["a-1", "b-1"]), "{others:?}");
+    }
     assert_eq!(of(&["f-1", "e-1", "d-1"]), "d-1 e-1 f-1", "regions without nodes do not vote");
 }
