@@ -55,17 +55,13 @@ pub enum Rpc {
     Snapshot,
 }
 
+/// A question under way.
+pub type Asking<'a> = Pin<Box<dyn Future<Output = Result<Vec<u8>, Unreachable>> + Send + 'a>>;
+
 /// How voters reach each other.
 pub trait Network: Send + Sync + 'static {
     /// Asks the voter with this id on another node, and returns its answer within this time. The bytes are JSON.
-    fn ask(
-        &self,
-        node: &str,
-        voter: u64,
-        rpc: Rpc,
-        body: Vec<u8>,
-        patience: Duration,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Unreachable>> + Send + '_>>;
+    fn ask(&self, node: &str, voter: u64, rpc: Rpc, body: Vec<u8>, patience: Duration) -> Asking<'_>;
 }
 
 /// Why a change is not decided.

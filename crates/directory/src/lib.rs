@@ -18,5 +18,5 @@ mod store;
 mod tests;
 mod types;
 
-pub use group::{Feed, Group, Network, Rpc, Standing, Undecided, Unreachable};
+pub use group::{Asking, Feed, Group, Network, Rpc, Standing, Undecided, Unreachable};
 pub use store::StoreProblem;

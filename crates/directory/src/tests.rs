@@ -2,9 +2,7 @@
 //! Voters in one process, over a network that can be cut.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +10,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tropism_placement::{Hold, Kind, Membership, RULE_EPOCH, RegionName, ScopeId, ScopeName, StoredRecord};
 
-use super::{Group, Network, Rpc, Undecided, Unreachable};
+use super::{Asking, Group, Network, Rpc, Undecided, Unreachable};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,14 +27,7 @@ struct End {
 }
 
 impl Network for End {
-    fn ask(
-        &self,
-        node: &str,
-        voter: u64,
-        rpc: Rpc,
-        body: Vec<u8>,
-        patience: Duration,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Unreachable>> + Send + '_>> {
+    fn ask(&self, node: &str, voter: u64, rpc: Rpc, body: Vec<u8>, patience: Duration) -> Asking<'_> {
         let node = node.to_owned();
         Box::pin(async move {
             let cut = {

@@ -10,9 +10,7 @@
 //! the others to be let in again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 use tropism_crdt::NodeId;
-use tropism_directory::{Group, Network, Rpc, StoreProblem, Undecided, Unreachable};
+use tropism_directory::{Asking, Group, Network, Rpc, StoreProblem, Undecided, Unreachable};
 use tropism_placement::{PolicyHash, RegionName, Regions, StoredRecord};
 use tropism_storage::rows::Row;
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
@@ -629,14 +627,7 @@ impl Node {
 struct Voters(Arc<Node>);
 
 impl Network for Voters {
-    fn ask(
-        &self,
-        node: &str,
-        voter: u64,
-        rpc: Rpc,
-        body: Vec<u8>,
-        patience: Duration,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, Unreachable>> + Send + '_>> {
+    fn ask(&self, node: &str, voter: u64, rpc: Rpc, body: Vec<u8>, patience: Duration) -> Asking<'_> {
         let node = NodeId::new(node).map_err(|error| Unreachable(error.to_string()));
         Box::pin(async move {
             let node = node?;

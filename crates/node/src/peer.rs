@@ -80,6 +80,17 @@ pub(crate) fn digest_key(cluster: &str, secret: &[u8]) -> DigestKey {
     DigestKey(hash.first_chunk().copied().unwrap_or_default()) // a hash is longer than a key
 }
 
+/// A code over parts, each with its length, that only who knows the secret can make.
+pub(crate) fn code(secret: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    // HMAC takes keys of any length.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { return [0; 32] };
+    for part in parts {
+        mac.update(&(part.len() as u32).to_be_bytes()); // names, nonces and messages: below 4 GiB
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
+}
+
 /// Proves that a node knows the cluster's secret: an HMAC over both nonces and both ids.
 #[derive(Clone)]
 struct Prover {
@@ -89,21 +100,8 @@ struct Prover {
 impl Prover {
     /// The proof of `prover` towards `other`.
     fn proof(&self, cluster: &str, prover: (&NodeId, &[u8; 32]), other: (&NodeId, &[u8; 32])) -> [u8; 32] {
-        // HMAC takes keys of any length.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.secret) else { return [0; 32] };
-        let parts: [&[u8]; 6] = [
-            b"tropism link v1",
-            cluster.as_bytes(),
-            prover.0.as_str().as_bytes(),
-            prover.1,
-            other.0.as_str().as_bytes(),
-            other.1,
-        ];
-        for part in parts {
-            mac.update(&(part.len() as u32).to_be_bytes()); // names and nonces: below 4 GiB
-            mac.update(part);
-        }
-        mac.finalize().into_bytes().into()
+        let (name, other_name) = (prover.0.as_str().as_bytes(), other.0.as_str().as_bytes());
+        code(&self.secret, &[b"tropism link v1", cluster.as_bytes(), name, prover.1, other_name, other.1])
     }
 }
 

@@ -73,16 +73,6 @@ impl Directory {
         self.revision
     }
 
-    /// How many scopes have a record of their own.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether every scope is where its rule says.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// A scope's newest record, if it has one of its own.
     pub fn get(&self, scope: &ScopeName) -> Option<&StoredRecord> {
         self.entries.get(scope).map(|entry| &entry.record)
@@ -273,7 +263,7 @@ mod tests {
         let mut later_life = bound.clone();
         later_life.scope.incarnation = 1;
         assert_eq!(problem(directory.decide(later_life)), "its name was never dropped");
-        assert_eq!((directory.revision(), directory.is_empty()), (0, true));
+        assert_eq!((directory.revision(), directory.since(0).count()), (0, 0));
 
         directory.decide(bound.clone()).unwrap();
         let jump = bound.stepped(members(3, &["b", "c"], &[], &[]));

@@ -260,6 +260,14 @@ impl Inner {
                 goal.len()
             )));
         }
+        if placing.mode != Mode::Fixed && goal.len() > placing.max_regions {
+            return Err(refused(format!(
+                "rule {} holds scope \"{name}\" in {} regions at most; {} were named",
+                rule.name,
+                placing.max_regions,
+                goal.len()
+            )));
+        }
         Ok(Some(goal))
     }
 

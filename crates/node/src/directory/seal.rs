@@ -4,15 +4,15 @@
 //! stands messages that come twice, late and in any order, records are compared and set, and the rest only asks.
 
 use bytes::Bytes;
-use hmac::{Hmac, KeyInit, Mac};
 use prost::Message;
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use tropism_crdt::NodeId;
 use tropism_placement::PolicyHash;
 use tropism_wire::v1;
 use tropism_wire::v1::directory_question::Question;
 use tropism_wire::v1::directory_reply::Reply;
+
+use crate::peer::code;
 
 /// Makes and checks codes.
 #[derive(Clone)]
@@ -26,30 +26,15 @@ impl Seal {
         Self { cluster: cluster.to_owned(), secret: secret.to_vec() }
     }
 
-    fn code(&self, parts: &[&[u8]]) -> [u8; 32] {
-        // HMAC takes keys of any length.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.secret) else { return [0; 32] };
-        for part in parts {
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part);
-        }
-        mac.finalize().into_bytes().into()
-    }
-
     pub(super) fn of_question(&self, ask: &v1::AskRequest) -> [u8; 32] {
-        self.code(&[
-            b"tropism directory question v1",
-            self.cluster.as_bytes(),
-            ask.from_node.as_bytes(),
-            ask.to_node.as_bytes(),
-            &ask.policy_hash,
-            &ask.nonce,
-            &ask.question,
-        ])
+        let (from, to) = (ask.from_node.as_bytes(), ask.to_node.as_bytes());
+        let head: [&[u8]; 4] = [b"tropism directory question v1", self.cluster.as_bytes(), from, to];
+        let body: [&[u8]; 3] = [&ask.policy_hash, &ask.nonce, &ask.question];
+        code(&self.secret, &[&head[..], &body].concat())
     }
 
     fn of_reply(&self, asked: &[u8], reply: &[u8]) -> [u8; 32] {
-        self.code(&[b"tropism directory reply v1", asked, reply])
+        code(&self.secret, &[b"tropism directory reply v1", asked, reply])
     }
 
     /// A question from one node to another.

@@ -66,6 +66,14 @@ name = "far"
 pattern = "far/**"
 kind = "register"
 regions = ["there"]
+[[rule]]
+name = "roam"
+pattern = "roam/**"
+kind = "register"
+mode = "follow"
+regions = ["here"]
+allowed = ["here", "there"]
+max_regions = 1
 "#;
 
 /// One node in region `here`, served; its only peer, `there-1` in region `there`, is never heard.

@@ -34,7 +34,15 @@ async fn a_move_that_makes_no_sense_is_refused_with_the_reason_and_changes_nothi
     let world = World::new().await;
     let many = vec!["here"; 200];
     type Case<'a> = (&'a str, &'a [&'a str], bool, Reason, &'a str, &'a str);
-    let cases: [Case<'_>; 9] = [
+    let cases: [Case<'_>; 10] = [
+        (
+            "roam/x",
+            &["here", "there"],
+            false,
+            Reason::PlacementRefused,
+            "regions",
+            "in 1 regions at most; 2 were",
+        ),
         ("cache/x", &[], false, Reason::BadRegions, "regions", "regions has 0 names"),
         ("cache/x", &many, false, Reason::BadRegions, "regions", "regions has 200 names"),
         ("cache/x", &["here"], true, Reason::BadRegions, "regions", "shall stay where it is"),
