@@ -374,6 +374,12 @@ async fn a_directory_whose_only_voter_lost_its_disk_begins_anew_with_what_the_ot
     nodes.remove(0).stop().await;
     world.lose(0);
     let dallas = world.start(0);
+    // The first answer that it gives at all: it serves nobody before it knows what the other does.
+    let first = until("dallas", async || match dallas.get("home").await {
+        Err(status) if status.code() == Code::Unavailable => Err(status),
+        other => Ok(other),
+    });
+    assert_eq!(reason(&first.await.unwrap_err()), "ScopeDropped");
     dallas.until_decided().await;
     assert_eq!(reason(&dallas.get("home").await.unwrap_err()), "ScopeDropped", "it was told by the other");
     let scope = dallas.create().await.unwrap();
