@@ -347,7 +347,7 @@ fn costs(regions: &Regions, scopes: usize) -> Result<(f64, f64)> {
     let started = Instant::now();
     for i in 0..requests {
         let access = if i % 5 == 0 { Access::Write } else { Access::Read };
-        counts.count(black_box(&names[order[i % order.len()]]), access);
+        counts.count(black_box(&names[order[i % order.len()]]), (i % 8) as u8, access, 100);
     }
     let counted = started.elapsed().as_secs_f64() / requests as f64 * 1e6;
     black_box(counts.take());

@@ -1,8 +1,8 @@
 //! Who uses what from where: counts at the node that a request arrives at, and rates at the steward.
 //!
-//! A node counts requests per scope in a [`AccessCounts`] and takes what was counted out of it, as [`Counted`], for the scope's
-//! steward. Since a request counts in the region of the node that it arrives at, the reporter's region is the region of
-//! arrival. The steward adds reports up in [`Demand`], where they decay.
+//! A node counts the requests that it answers, per scope and region of arrival, in [`AccessCounts`] and takes what was
+//! counted out of it, as [`Counted`], for the scope's steward. The region of arrival is where the client is: the region of
+//! the node that it asked first, or the one that it names. The steward adds reports up in [`Demand`], where they decay.
 //!
 //! Both are bounded. A table names so many scopes exactly; the long tail goes into a count sketch, and a scope whose
 //! estimate there outgrows a named one takes its place. Losing counts loses time, nothing else.
@@ -16,9 +16,9 @@ use siphasher::sip::SipHasher13;
 use crate::cost::Use;
 use crate::name::ScopeName;
 use crate::placing::Unit;
-use crate::regions::MAX_REGIONS;
+use crate::regions::{MAX_NODES, MAX_REGIONS};
 
-/// Scopes that a table counts by name. 40 bytes each: 2.6 MB.
+/// Pairs of a scope and a region that a table counts by name. 56 bytes each: 3.7 MB.
 pub const COUNTED_SCOPES: usize = 1 << 16;
 /// Places at which a name may stand in the table: two cache lines apart from the next name's.
 const PROBES: usize = 8;
@@ -42,15 +42,21 @@ pub enum Access {
     Write,
 }
 
-/// What was counted of a scope since the last report.
+/// What was counted of a scope and a region of arrival since the last report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counted {
     /// The scope.
     pub scope: ScopeName,
+    /// The region of arrival, in file order.
+    pub region: u8,
     /// Reads.
     pub reads: u32,
     /// Writes.
     pub writes: u32,
+    /// Bytes of what was read.
+    pub read_bytes: u64,
+    /// Bytes of what was written.
+    pub write_bytes: u64,
 }
 
 /// A node's counts, since they were last taken.
@@ -66,9 +72,7 @@ pub struct AccessCounts {
 #[derive(Debug)]
 struct Entry {
     hash: u64,
-    scope: ScopeName,
-    reads: u32,
-    writes: u32,
+    counted: Counted,
     /// Reports without a request.
     idle: u16,
 }
@@ -82,27 +86,31 @@ impl AccessCounts {
         Self { key, entries, sketch: vec![0; SKETCH_ROWS * SKETCH_COLUMNS], tail: 0 }
     }
 
-    /// Counts a request.
-    pub fn count(&mut self, scope: &ScopeName, access: Access) {
-        let hash = self.hash(scope);
+    /// Counts a request of `bytes` that arrived in `region`.
+    pub fn count(&mut self, scope: &ScopeName, region: u8, access: Access, bytes: u64) {
+        let hash = self.hash(scope, region);
         let mask = self.entries.len() - 1;
         let start = hash as usize & mask & !(PROBES - 1);
         let places = &mut self.entries[start..start + PROBES];
         let mut free = None;
         for (i, place) in places.iter_mut().enumerate() {
             match place {
-                Some(entry) if entry.hash == hash && entry.scope == *scope => return entry.add(access),
+                Some(entry) if entry.is(hash, scope, region) => return entry.add(access, bytes),
                 None if free.is_none() => free = Some(i),
                 _ => {}
             }
         }
         if let Some(place) = free.and_then(|free| places.get_mut(free)) {
-            let mut entry = Entry { hash, scope: scope.clone(), reads: 0, writes: 0, idle: 0 };
-            entry.add(access);
+            let mut entry = Entry::new(hash, scope, region);
+            entry.add(access, bytes);
             *place = Some(entry);
             return;
         }
-        self.count_in_sketch(scope, hash, access, start);
+        if self.is_worth_a_place(hash, start) {
+            let mut entry = Entry::new(hash, scope, region);
+            entry.add(access, bytes);
+            self.replace_least(start, entry);
+        }
     }
 
     /// Takes out what was counted since the last time. Of scopes beyond the table's size nothing is told; see
@@ -111,16 +119,16 @@ impl AccessCounts {
         let mut counted = Vec::new();
         for place in &mut self.entries {
             let Some(entry) = place else { continue };
-            if entry.reads + entry.writes == 0 {
+            if entry.weight() == 0 {
                 entry.idle += 1;
                 if entry.idle >= FORGOTTEN_AFTER {
                     *place = None;
                 }
                 continue;
             }
-            let (reads, writes) = (std::mem::take(&mut entry.reads), std::mem::take(&mut entry.writes));
             entry.idle = 0;
-            counted.push(Counted { scope: entry.scope.clone(), reads, writes });
+            let empty = Counted::none(&entry.counted.scope, entry.counted.region);
+            counted.push(std::mem::replace(&mut entry.counted, empty));
         }
         self.sketch.iter_mut().for_each(|count| *count /= 2);
         self.tail = 0;
@@ -132,14 +140,15 @@ impl AccessCounts {
         self.tail
     }
 
-    fn hash(&self, scope: &ScopeName) -> u64 {
+    fn hash(&self, scope: &ScopeName, region: u8) -> u64 {
         let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
         hasher.write(scope.as_str().as_bytes());
+        hasher.write_u8(region);
         hasher.finish()
     }
 
-    /// Counts a scope for which there is no place, and gives it that of the least used one when it is used more.
-    fn count_in_sketch(&mut self, scope: &ScopeName, hash: u64, access: Access, start: usize) {
+    /// Counts a name for which there is no place in the sketch; says whether it is used more than the least used that has one.
+    fn is_worth_a_place(&mut self, hash: u64, start: usize) -> bool {
         self.tail += 1;
         let mut estimate = u32::MAX;
         for row in 0..SKETCH_ROWS {
@@ -148,31 +157,50 @@ impl AccessCounts {
             *count = count.saturating_add(1);
             estimate = estimate.min(*count);
         }
-        let places = &mut self.entries[start..start + PROBES];
-        let least = places.iter_mut().min_by_key(|place| place.as_ref().map_or(0, Entry::weight));
-        if let Some(place) = least
-            && place.as_ref().map_or(0, Entry::weight) < estimate
-        {
-            let mut entry = Entry { hash, scope: scope.clone(), reads: 0, writes: 0, idle: 0 };
-            entry.add(access);
-            let lost = place.replace(entry);
-            self.tail += lost.map_or(0, |lost| u64::from(lost.reads) + u64::from(lost.writes));
-            self.tail -= 1; // this one is counted by name
-        }
+        let places = self.entries[start..start + PROBES].iter();
+        places
+            .map(|place| place.as_ref().map_or(0, Entry::weight))
+            .min()
+            .is_some_and(|least| least < estimate)
+    }
+
+    /// Gives the place of the least used name to another.
+    fn replace_least(&mut self, start: usize, entry: Entry) {
+        let places = self.entries[start..start + PROBES].iter_mut();
+        let Some(least) = places.min_by_key(|place| place.as_ref().map_or(0, Entry::weight)) else { return };
+        let lost = least.replace(entry);
+        self.tail += lost.map_or(0, |lost| u64::from(lost.weight()));
+        self.tail -= 1; // this one is counted by name
+    }
+}
+
+impl Counted {
+    fn none(scope: &ScopeName, region: u8) -> Self {
+        Self { scope: scope.clone(), region, reads: 0, writes: 0, read_bytes: 0, write_bytes: 0 }
     }
 }
 
 impl Entry {
-    fn add(&mut self, access: Access) {
-        let count = match access {
-            Access::Read => &mut self.reads,
-            Access::Write => &mut self.writes,
+    fn new(hash: u64, scope: &ScopeName, region: u8) -> Self {
+        Self { hash, counted: Counted::none(scope, region), idle: 0 }
+    }
+
+    fn is(&self, hash: u64, scope: &ScopeName, region: u8) -> bool {
+        self.hash == hash && self.counted.region == region && self.counted.scope == *scope
+    }
+
+    fn add(&mut self, access: Access, bytes: u64) {
+        let counted = &mut self.counted;
+        let (count, size) = match access {
+            Access::Read => (&mut counted.reads, &mut counted.read_bytes),
+            Access::Write => (&mut counted.writes, &mut counted.write_bytes),
         };
         *count = count.saturating_add(1);
+        *size = size.saturating_add(bytes);
     }
 
     fn weight(&self) -> u32 {
-        self.reads.saturating_add(self.writes)
+        self.counted.reads.saturating_add(self.counted.writes)
     }
 }
 
@@ -228,12 +256,18 @@ pub struct UnitAccess {
     last: u32,
     half_life: f64,
     regions: Vec<FromRegion>,
+    /// Bytes of what was read and written, from all regions.
+    bytes: (Decayed, Decayed),
 }
+
+/// Bytes of a read and of a write where none was counted yet: a small value, a small change.
+const USUAL_BYTES: (f64, f64) = (300.0, 150.0);
 
 impl UnitAccess {
     /// Nothing counted yet. `now` in seconds.
     pub fn new(now: u32, half_life: Duration) -> Self {
-        Self { since: now, last: now, half_life: half_life.as_secs_f64().max(1.0), regions: Vec::new() }
+        let half_life = half_life.as_secs_f64().max(1.0);
+        Self { since: now, last: now, half_life, regions: Vec::new(), bytes: Default::default() }
     }
 
     /// Adds what a region tells. A region beyond [`MAX_REGIONS`] is not known to anybody and ignored.
@@ -248,6 +282,24 @@ impl UnitAccess {
         from.reads.add(now, self.half_life, reads);
         from.writes.add(now, self.half_life, writes);
         self.last = self.last.max(now);
+    }
+
+    /// Adds the bytes of what was read and written.
+    pub fn add_bytes(&mut self, now: u32, read: f64, written: f64) {
+        self.bytes.0.add(now, self.half_life, read);
+        self.bytes.1.add(now, self.half_life, written);
+    }
+
+    /// Bytes of a read and of a write, on average.
+    pub fn mean_bytes(&self, now: u32) -> (f64, f64) {
+        let longest = HALF_LIVES.len() - 1;
+        let left = |counts: Decayed| counts.at(now, self.half_life)[longest];
+        let total = |of: fn(&FromRegion) -> Decayed| self.regions.iter().map(|r| left(of(r))).sum::<f64>();
+        let mean = |bytes: Decayed, count: f64, usual: f64| {
+            if count > 0.0 && left(bytes) > 0.0 { left(bytes) / count } else { usual }
+        };
+        let (reads, writes) = (total(|region| region.reads), total(|region| region.writes));
+        (mean(self.bytes.0, reads, USUAL_BYTES.0), mean(self.bytes.1, writes, USUAL_BYTES.1))
     }
 
     /// Requests a second by region, as if counted for ever: what was counted weighs by the time it was counted in. Of the
@@ -274,11 +326,11 @@ impl UnitAccess {
     }
 }
 
-/// Use of units as their steward knows it, and when each region told last.
+/// Use of units as their steward knows it, and when each node told last.
 #[derive(Debug, Default)]
 pub struct Demand {
     units: BTreeMap<Unit, UnitAccess>,
-    /// When each region told last, seconds.
+    /// When each node told last, seconds.
     told: Vec<Option<u32>>,
 }
 
@@ -288,32 +340,29 @@ impl Demand {
         Self::default()
     }
 
-    /// A region told what it counted, or that it counted nothing: silence is not zero.
-    pub fn told(&mut self, now: u32, region: usize) {
-        if region >= MAX_REGIONS {
+    /// A node told what it counted, or that it counted nothing: silence is not zero.
+    pub fn told(&mut self, now: u32, node: usize) {
+        if node >= MAX_NODES {
             return;
         }
-        if self.told.len() <= region {
-            self.told.resize(region + 1, None);
+        if self.told.len() <= node {
+            self.told.resize(node + 1, None);
         }
-        self.told[region] = self.told[region].max(Some(now));
+        self.told[node] = self.told[node].max(Some(now));
     }
 
-    /// Adds what a region told of a unit. False: there are [`DEMAND_UNITS`] already, and this one is not counted.
-    pub fn add(
-        &mut self,
-        now: u32,
-        region: usize,
-        unit: Unit,
-        half_life: Duration,
-        reads: u32,
-        writes: u32,
-    ) -> bool {
-        if self.units.len() >= DEMAND_UNITS && !self.units.contains_key(&unit) {
-            return false;
+    /// Adds what was counted of a unit. False: there are [`DEMAND_UNITS`] already, and this one is not counted.
+    pub fn add(&mut self, now: u32, unit: &Unit, half_life: Duration, counted: &Counted) -> bool {
+        if !self.units.contains_key(unit) {
+            if self.units.len() >= DEMAND_UNITS {
+                return false;
+            }
+            self.units.insert(unit.clone(), UnitAccess::new(now, half_life));
         }
-        let access = self.units.entry(unit).or_insert_with(|| UnitAccess::new(now, half_life));
-        access.add(now, region, reads.into(), writes.into());
+        if let Some(access) = self.units.get_mut(unit) {
+            access.add(now, counted.region.into(), counted.reads.into(), counted.writes.into());
+            access.add_bytes(now, counted.read_bytes as f64, counted.write_bytes as f64);
+        }
         true
     }
 
@@ -329,11 +378,17 @@ impl Demand {
         self.units.get(unit)
     }
 
-    /// Seconds since each region told anything; None: never.
-    pub fn ages(&self, now: u32, regions: usize) -> Vec<Option<u32>> {
-        (0..regions)
-            .map(|region| self.told.get(region).copied().flatten().map(|told| now.saturating_sub(told)))
-            .collect()
+    /// Seconds since each region told; None: never. `homes` has the region of each node: of several in a region the one that
+    /// told longest ago counts.
+    pub fn ages(&self, now: u32, homes: &[usize], regions: usize) -> Vec<Option<u32>> {
+        let age = |node: usize| self.told.get(node).copied().flatten().map(|told| now.saturating_sub(told));
+        let mut ages = vec![Some(0); regions];
+        let mut seen = vec![false; regions];
+        for (node, home) in homes.iter().enumerate().filter(|(_, home)| **home < regions) {
+            seen[*home] = true;
+            ages[*home] = age(node).zip(ages[*home]).map(|(a, b)| a.max(b));
+        }
+        ages.into_iter().zip(seen).map(|(age, seen)| age.filter(|_| seen)).collect()
     }
 }
 
@@ -344,7 +399,7 @@ mod tests {
 
     use proptest::prelude::{prop_assert, proptest};
 
-    use super::{Access, AccessCounts, Demand, FORGOTTEN_AFTER, UnitAccess};
+    use super::{Access, AccessCounts, Counted, Demand, FORGOTTEN_AFTER, UnitAccess};
     use crate::{ScopeName, Unit};
 
     const HALF_HOUR: Duration = Duration::from_secs(1800);
@@ -357,34 +412,38 @@ mod tests {
     fn what_is_counted_is_taken_once() {
         let mut table = AccessCounts::new(64, (1, 2));
         for _ in 0..3 {
-            table.count(&name(1), Access::Read);
+            table.count(&name(1), 0, Access::Read, 100);
         }
-        table.count(&name(1), Access::Write);
-        table.count(&name(2), Access::Write);
+        table.count(&name(1), 0, Access::Write, 40);
+        table.count(&name(1), 2, Access::Write, 50);
+        table.count(&name(2), 0, Access::Write, 60);
         let mut counted = table.take();
-        counted.sort_by(|a, b| a.scope.cmp(&b.scope));
-        let counted: Vec<_> = counted.iter().map(|counted| (counted.reads, counted.writes)).collect();
-        assert_eq!(counted, [(3, 1), (0, 1)]);
+        counted.sort_by(|a, b| (&a.scope, a.region).cmp(&(&b.scope, b.region)));
+        let of = |scope: usize, region, reads, writes, read_bytes, write_bytes| {
+            let scope = name(scope);
+            Counted { scope, region, reads, writes, read_bytes, write_bytes }
+        };
+        assert_eq!(counted, [of(1, 0, 3, 1, 300, 40), of(1, 2, 0, 1, 0, 50), of(2, 0, 0, 1, 0, 60)]);
         assert!(table.take().is_empty());
     }
 
     #[test]
     fn a_name_that_nobody_uses_makes_room() {
         let mut table = AccessCounts::new(8, (1, 2));
-        (0..8).for_each(|i| table.count(&name(i), Access::Read));
+        (0..8).for_each(|i| table.count(&name(i), 0, Access::Read, 1));
         for _ in 0..=FORGOTTEN_AFTER {
             table.take();
         }
-        (8..16).for_each(|i| table.count(&name(i), Access::Read));
+        (8..16).for_each(|i| table.count(&name(i), 0, Access::Read, 1));
         assert_eq!((table.take().len(), table.unnamed()), (8, 0));
     }
 
     #[test]
     fn a_busy_scope_of_the_tail_takes_the_place_of_an_idle_one_and_the_rest_is_told_as_unnamed() {
         let mut table = AccessCounts::new(8, (1, 2));
-        (0..8).for_each(|i| table.count(&name(i), Access::Read));
+        (0..8).for_each(|i| table.count(&name(i), 0, Access::Read, 1));
         for i in 100..1100 {
-            table.count(&name(if i % 2 == 0 { 99 } else { i }), Access::Read);
+            table.count(&name(if i % 2 == 0 { 99 } else { i }), 0, Access::Read, 1);
         }
         let unnamed = table.unnamed();
         let counted = table.take();
@@ -416,14 +475,19 @@ mod tests {
     }
 
     #[test]
-    fn a_region_that_says_nothing_has_an_age_and_none_that_never_spoke() {
+    fn a_region_is_as_silent_as_the_most_silent_of_its_nodes() {
         let mut demand = Demand::new();
         demand.told(100, 0);
         demand.told(700, 2);
         demand.told(650, 2); // a report that was overtaken
-        assert_eq!(demand.ages(1000, 3), [Some(900), None, Some(300)]);
+        assert_eq!(demand.ages(1000, &[0, 1, 2], 3), [Some(900), None, Some(300)]);
+        assert_eq!(demand.ages(1000, &[0, 2, 0], 3), [Some(900), None, None], "nobody is in the second");
         let unit = Unit::Scope(name(1));
-        assert!(demand.add(1000, 2, unit.clone(), HALF_HOUR, 1, 0));
+        let counted =
+            Counted { scope: name(1), region: 2, reads: 1, writes: 0, read_bytes: 500, write_bytes: 0 };
+        assert!(demand.add(1000, &unit, HALF_HOUR, &counted));
+        let (read, write) = demand.get(&unit).unwrap().mean_bytes(2000);
+        assert!((read - 500.0).abs() < 0.1 && write == 150.0, "{read} {write}");
         demand.forget(1000 + 19 * 1800);
         assert!(demand.get(&unit).is_some());
         demand.forget(1000 + 20 * 1800);

@@ -17,6 +17,7 @@ mod records;
 mod regions;
 mod rules;
 mod scope;
+mod steward;
 #[cfg(test)]
 mod tests;
 mod transition;
@@ -47,6 +48,7 @@ pub use rules::{
     PolicyHash, Rule, RuleError, Rules, Share, parse_expiry,
 };
 pub use scope::{Kind, MAX_SPREAD, SLOTS, ScopeId, ShardId, Slot, shard_index};
+pub use steward::{GROUP_SCOPES, Move, Steward};
 pub use transition::{
     EXPAND_PATIENCE_MS, Held, Membership, Owner, Role, Told, Wait, give_up, next_membership,
 };

@@ -208,6 +208,14 @@ impl Records {
         }
     }
 
+    /// The regions that serve a scope, without its record being made; `None`: no rule has such a name, or it was dropped.
+    pub fn serving(&self, name: &ScopeName) -> Option<&[RegionName]> {
+        match self.stored.get(name) {
+            None => Some(&self.rules.find(name)?.regions),
+            Some(stored) => Some(&*stored.members.serving).filter(|_| !stored.dropped),
+        }
+    }
+
     /// The record that a shard belongs to, of this scope and no other life of its name.
     pub fn record_of(&self, scope: &ScopeId, kind: Kind, index: u16) -> Option<PlacementRecord> {
         let record = self.record(&scope.name)?;
