@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Scope(Scope),
     /// Compare all members of a scope: equal, or which keys differ and why.
     Verify(Verify),
+    /// Show what was decided about where scopes are, and what happened.
+    Placement(Placement),
     /// Write a key, and show what that did when in every region.
     TraceWrite(TraceWrite),
     /// Run a development world: several regions on this machine, with their real distances.
@@ -501,6 +503,8 @@ pub(crate) struct ScopeShow {
 pub(crate) enum ScopeAction {
     /// Show a scope: where it lives and what is in it.
     Show(ScopeOne),
+    /// Say why a scope is where it is: its use, what other regions would cost, what holds it.
+    Explain(ScopeOne),
     /// Move a scope to other regions; reads and writes go on.
     Move(ScopeMove),
     /// Drop a scope with all its keys, in every region.
@@ -513,6 +517,31 @@ pub(crate) enum ScopeAction {
     Unpin(ScopeOne),
     /// Let nobody move a scope.
     Freeze(ScopeOne),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Placement {
+    #[command(subcommand)]
+    pub(crate) action: PlacementAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlacementAction {
+    /// Print decisions and the steps of moves, one a line, as the nodes remember them: when, scope, what.
+    Log(PlacementLog),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism placement log --follow")]
+pub(crate) struct PlacementLog {
+    /// Only of this scope.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: Option<String>,
+    /// Go on with what happens, until Ctrl-C.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
 }
 
 #[derive(Debug, clap::Args)]
@@ -608,6 +637,10 @@ pub(crate) struct DevStart {
     /// Write where everything is to this file once all regions serve.
     #[arg(long, value_name = "FILE")]
     pub(crate) ready_file: Option<PathBuf>,
+    /// Let placement's clock run this many times as fast as others: at 60 a scope moves to its users within a minute, not an
+    /// hour. 1 to 300.
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub(crate) placement_pace: u32,
     /// Trace every call, and export to this OpenTelemetry collector (OTLP over gRPC), like http://127.0.0.1:4317.
     #[arg(long, value_name = "URL")]
     pub(crate) otlp: Option<String>,
@@ -794,12 +827,14 @@ impl Command {
                     ScopeAction::Move(ScopeMove { connection, .. })
                     | ScopeAction::Drop(ScopeDrop { connection, .. })
                     | ScopeAction::Show(ScopeOne { connection, .. })
+                    | ScopeAction::Explain(ScopeOne { connection, .. })
                     | ScopeAction::Create(ScopeOne { connection, .. })
                     | ScopeAction::Pin(ScopeOne { connection, .. })
                     | ScopeAction::Unpin(ScopeOne { connection, .. })
                     | ScopeAction::Freeze(ScopeOne { connection, .. }),
                 ) => connection.json,
             },
+            Command::Placement(Placement { action: PlacementAction::Log(log) }) => log.connection.json,
             Command::Parked(Parked { action }) => match action {
                 ParkedAction::List(ParkedList { at, .. })
                 | ParkedAction::Show(ParkedShow { at, .. })

@@ -11,6 +11,7 @@ use tropism_placement::Durability;
 use tropism_wire::limits::MAX_PAGE_SCOPES;
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::parked_service_client::ParkedServiceClient;
+use tropism_wire::v1::placement_service_client::PlacementServiceClient;
 use tropism_wire::v1::scope_service_client::ScopeServiceClient;
 use tropism_wire::v1::state_service_client::StateServiceClient;
 use tropism_wire::{Effect, Problem, to_proto, v1};
@@ -425,6 +426,20 @@ impl Client {
         answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
     }
 
+    /// Why a scope is where it is.
+    pub async fn explain_scope(&self, name: &str) -> Result<v1::ExplainScopeResponse, Error> {
+        let request = v1::ExplainScopeRequest { name: name.to_owned() };
+        let call = |channel, request| async move { placement(channel).explain_scope(request).await };
+        self.nodes.call(Nature::Read, self.timeout, &request, call).await
+    }
+
+    /// What the answering node decided and heard of placement, behind the event with this number.
+    pub async fn placement_events(&self, after: u64) -> Result<Vec<v1::PlacementEvent>, Error> {
+        let request = v1::ListPlacementEventsRequest { after };
+        let call = |channel, request| async move { placement(channel).list_placement_events(request).await };
+        Ok(self.nodes.call(Nature::Read, self.timeout, &request, call).await?.events)
+    }
+
     /// Says who may move a scope.
     pub async fn hold_scope(&self, name: &str, hold: v1::ScopeHold) -> Result<v1::Scope, Error> {
         let request = v1::HoldScopeRequest { name: name.to_owned(), hold: hold.into() };
@@ -560,6 +575,10 @@ pub(crate) fn state(channel: Channel) -> StateServiceClient<Channel> {
 
 fn scopes(channel: Channel) -> ScopeServiceClient<Channel> {
     ScopeServiceClient::new(channel)
+}
+
+fn placement(channel: Channel) -> PlacementServiceClient<Channel> {
+    PlacementServiceClient::new(channel)
 }
 
 fn parked(channel: Channel) -> ParkedServiceClient<Channel> {

@@ -49,6 +49,8 @@ const WATCHES: (u64, u64) = (1, 100_000);
 const WATCH_BUFFER: (u64, u64) = (64 * KIB, 64 * MIB);
 /// Seconds between metrics for a collector; 0: never. An hour is rarer than anybody looks.
 const PUSH_SECONDS: (u64, u64) = (0, 3600);
+/// How fast placement's clock may be: at 300 counters are too old after two seconds.
+const PACE: (u64, u64) = (1, 300);
 /// Seconds a stop may take: no call lasts longer than a minute.
 const STOP_SECONDS: (u64, u64) = (0, 60);
 
@@ -65,6 +67,8 @@ pub struct NodeConfig {
     pub peers: Vec<Peer>,
     /// How much it may use.
     pub limits: Limits,
+    /// How scopes move.
+    pub placement: Placement,
     /// What it tells about itself.
     pub telemetry: Telemetry,
 }
@@ -141,6 +145,15 @@ pub struct Limits {
     pub watch_buffer_bytes: usize,
     /// How long calls may go on after the node was told to stop.
     pub stop_time: Duration,
+}
+
+/// Section `[placement]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// Whether this node, as steward, moves scopes that follow their use.
+    pub moves: bool,
+    /// How many times as fast as others placement's clock is.
+    pub pace: u32,
 }
 
 /// Section `[telemetry]`.
@@ -338,6 +351,7 @@ impl<'t> Reader<'t> {
         let cluster = self.table(&mut root, "cluster").cluster();
         let peers = self.peers(&mut root, node.as_ref().map(|node| node.id));
         let limits = self.table(&mut root, "limits").limits();
+        let placement = self.table(&mut root, "placement").placement();
         let telemetry = self.table(&mut root, "telemetry").telemetry(listen.as_ref());
         for key in root.keys() {
             self.fail(self.line_at(key.span().start), &echo(key.get_ref()), "unknown section");
@@ -348,6 +362,7 @@ impl<'t> Reader<'t> {
             cluster: cluster?,
             peers: peers?,
             limits: limits?,
+            placement: placement?,
             telemetry: telemetry?,
         })
     }
@@ -541,6 +556,16 @@ impl Table<'_, '_> {
             watch_buffer_bytes: usize::try_from(watch_buffer_bytes?).ok()?, // at most WATCH_BUFFER.1
             stop_time: Duration::from_secs(stop_seconds?),
         })
+    }
+
+    fn placement(mut self) -> Option<Placement> {
+        let moves = self.take("moves", Some(true), |value| match value {
+            DeValue::Boolean(moves) => Ok(moves),
+            other => Err(format!("must be true or false, not {}", other.type_str())),
+        });
+        let pace = self.take("pace", Some(1), |value| whole(value, PACE));
+        self.finish();
+        Some(Placement { moves: moves?, pace: u32::try_from(pace?).ok()? }) // at most PACE.1
     }
 
     fn telemetry(mut self, listen: Option<&Listen>) -> Option<Telemetry> {

@@ -33,7 +33,9 @@ use tropism_wire::v1::directory_service_client::DirectoryServiceClient;
 
 use crate::driver::Handle;
 use crate::peer::PeerAddress;
+use crate::placement::Placement;
 
+mod placing;
 mod seal;
 mod service;
 #[cfg(test)]
@@ -79,6 +81,8 @@ pub(crate) struct DirectoryConfig {
     pub(crate) voters: Vec<NodeId>,
     /// Where a vote's store is; none: this node has no disk, and never votes.
     pub(crate) path: Option<PathBuf>,
+    /// What is counted, heard and decided about where scopes are.
+    pub(crate) placement: Placement,
 }
 
 /// The nodes that vote: the first by name of each of the first five regions of the file, three, or one. An even number
@@ -299,7 +303,13 @@ impl Node {
                 }
             }
         }
-        tokio::join!(self.keep_voting(), self.follow(), self.propose_all(queue), self.propose_steps());
+        tokio::join!(
+            self.keep_voting(),
+            self.follow(),
+            self.propose_all(queue),
+            self.propose_steps(),
+            self.place()
+        );
     }
 
     fn group(&self) -> Option<Group> {
@@ -502,6 +512,10 @@ impl Node {
             (directory, revision) = (reply.directory, reply.revision);
             let news = !records.is_empty() || reply.confirmed && !informed;
             if news {
+                let known = self.handle.published().records.clone();
+                let newer = records.iter().filter(|record| record.epoch() > known.epoch(&record.scope.name));
+                newer.clone().for_each(|record| self.config.placement.step(record));
+                self.config.placement.adopted(newer);
                 self.handle.records(records.clone(), reply.confirmed).await;
             }
             informed |= reply.confirmed;

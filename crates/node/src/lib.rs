@@ -8,6 +8,7 @@ mod inbox;
 mod lane;
 mod open;
 pub mod peer;
+pub mod placement;
 pub mod server;
 mod sync;
 pub mod telemetry;

@@ -26,13 +26,14 @@ use tropism_replica::{BootError, Identity, Peer};
 use tropism_storage::{Head, Store, StoreError};
 use tropism_wire::{DESCRIPTORS, v1};
 
-use crate::api::{Api, ApiConfig};
+use crate::api::{Api, ApiConfig, Away};
 use crate::config::{CheckedConfig, Engine, NodeConfig};
 use crate::directory::{DirectoryConfig, DirectoryThread, Service, agreement, voters};
 use crate::driver::{Driver, Failure, Witnessed, wall_ms};
 use crate::lane;
 use crate::open::{Opened, healing, salvage};
 use crate::peer::{Links, PeerAddress, digest_key};
+use crate::placement::{Pace, Placement};
 use crate::telemetry::push::Push;
 use crate::telemetry::{Telemetry, resource, scrape};
 use crate::traffic::Traffic;
@@ -167,6 +168,8 @@ fn serve(
     let homes = addresses.iter().map(|peer| (peer.node, peer.region.clone()));
     let homes = homes.chain([(config.node.id, config.node.region.clone())]).collect();
     let voters = voters(&homes, regions);
+    let pace = Pace { times: config.placement.pace, moves: config.placement.moves };
+    let placement = Placement::new(config.node.id, &homes, regions, pace, rand::rng().random());
     let directory = DirectoryConfig {
         node: config.node.id,
         cluster: config.cluster.id.clone(),
@@ -175,7 +178,9 @@ fn serve(
         peers: addresses.clone(),
         voters,
         path: durable.then(|| config.node.data_dir.join(DIRECTORY_DIR)),
+        placement: placement.clone(),
     };
+    let away = Away::new(config.node.id, &config.cluster.id, secret.as_bytes(), &addresses);
     let (directory_thread, directory, service) = DirectoryThread::start(directory, handle.clone())?;
     let links = Links::new(
         handle.clone(),
@@ -187,15 +192,9 @@ fn serve(
         regions.rules().hash(),
     );
     let (phase, phases) = watch::channel(Phase::Serving);
-    let peer_thread =
-        LinkThread { links, directory: service, address: config.listen.peer, phases: phases.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut threads = Vec::new();
     let outcome = runtime.block_on(async {
-        threads.push(peer_thread.start()?);
-        if let Some(aside) = aside {
-            tokio::spawn(salvage(handle.clone(), aside));
-        }
         let api = Api::new(ApiConfig {
             handle: handle.clone(),
             rules: Arc::new(regions.rules().clone()),
@@ -215,7 +214,20 @@ fn serve(
             watch_buffer_bytes: config.limits.watch_buffer_bytes,
             telemetry,
             directory,
+            placement,
+            away,
         });
+        let links = LinkThread {
+            links,
+            directory: service,
+            api: api.clone(),
+            address: config.listen.peer,
+            phases: phases.clone(),
+        };
+        threads.push(links.start()?);
+        if let Some(aside) = aside {
+            tokio::spawn(salvage(handle.clone(), aside));
+        }
         let listener = config.telemetry.metrics.map(|address| {
             std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })
         });
@@ -442,6 +454,7 @@ async fn set_health(reporter: &tonic_health::server::HealthReporter, status: Ser
         "",
         v1::state_service_server::SERVICE_NAME,
         v1::scope_service_server::SERVICE_NAME,
+        v1::placement_service_server::SERVICE_NAME,
         v1::parked_service_server::SERVICE_NAME,
         v1::cluster_service_server::SERVICE_NAME,
     ] {
@@ -453,6 +466,7 @@ async fn set_health(reporter: &tonic_health::server::HealthReporter, status: Ser
 struct LinkThread {
     links: Links,
     directory: Service,
+    api: Api,
     address: SocketAddr,
     phases: watch::Receiver<Phase>,
 }
@@ -460,7 +474,7 @@ struct LinkThread {
 impl LinkThread {
     /// Listens, then accepts and dials on its own thread.
     fn start(self) -> Result<JoinHandle<()>, ServeError> {
-        let Self { links, directory, address, phases } = self;
+        let Self { links, directory, api, address, phases } = self;
         let listener =
             std::net::TcpListener::bind(address).map_err(|source| ServeError::Listen { address, source })?;
         listener.set_nonblocking(true)?;
@@ -476,6 +490,8 @@ impl LinkThread {
                 let served = Server::builder()
                     .initial_stream_window_size(8 << 20)
                     .initial_connection_window_size(8 << 20)
+                    .http2_max_header_list_size(HEADER_BYTES)
+                    .add_routes(api.forwarded())
                     .add_service(links.service())
                     .add_service(directory.server())
                     .serve_with_incoming(incoming);

@@ -26,6 +26,12 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// Metadata key of a session token that is not in the request's body.
 pub const TOKEN_METADATA: &str = "tropism-token-bin";
+/// Metadata key of the region that a client is in: its requests count as coming from there, whichever node it asks.
+pub const REGION_METADATA: &str = "tropism-region";
+/// Metadata key of the node that forwarded a call: it is forwarded no further.
+pub const FORWARDED_METADATA: &str = "tropism-forwarded-by";
+/// Metadata key of what shows that a forwarded call comes from a node of the cluster.
+pub const PROOF_METADATA: &str = "tropism-proof";
 
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,7 @@ async fn start(args: DevStart) -> Result<(), Failure> {
         state: state_directory(),
         node_command: node_command()?,
         otlp: args.otlp,
+        placement_pace: args.placement_pace,
     };
     let mut signals = StopSignals::catch()?;
     say("starting the regions ...");

@@ -6,6 +6,7 @@ mod keys;
 mod load;
 mod parked;
 pub(crate) mod patch;
+mod placement;
 mod range;
 mod scope;
 mod serve;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Parked(args) => wait(parked::parked(args, &mut out)),
         Command::Scopes(args) => wait(scope::scopes(args, &mut out)),
         Command::Scope(args) => wait(scope::scope(args, &mut out)),
+        Command::Placement(args) => wait(placement::placement(args, &mut out)),
         Command::TraceWrite(args) => wait(trace::trace_write(&args, &mut out)),
         Command::Verify(args) => wait(verify::verify(&args, &mut out)),
         Command::Dev(args) => dev::dev(args, &mut out),

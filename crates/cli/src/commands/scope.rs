@@ -20,6 +20,9 @@ pub(super) async fn scope(args: Scope, out: &mut Output) -> Result<(), Failure> 
     match args.action {
         None => show(args.show.scope.as_deref().unwrap_or_default(), &args.show.connection, out).await,
         Some(ScopeAction::Show(args)) => show(&args.scope, &args.connection, out).await,
+        Some(ScopeAction::Explain(args)) => {
+            super::placement::explain(&args.scope, &args.connection, out).await
+        }
         Some(ScopeAction::Move(args)) => move_scope(args, out).await,
         Some(ScopeAction::Drop(args)) => drop_scope(&args, out).await,
         Some(ScopeAction::Create(args)) => {

@@ -20,6 +20,15 @@ fn entry(value: Value) -> Entry {
 }
 
 #[test]
+fn moments_are_utc() {
+    let of = |unix_ms| super::moment(unix_ms);
+    assert_eq!(of(0), "1970-01-01T00:00:00.000Z");
+    assert_eq!(of(951_782_399_999), "2000-02-28T23:59:59.999Z");
+    assert_eq!(of(951_782_400_000), "2000-02-29T00:00:00.000Z");
+    assert_eq!(of(1_795_837_327_815), "2026-11-28T03:42:07.815Z");
+}
+
+#[test]
 fn json_keeps_documents_byte_for_byte() {
     let value = Value::Document("{\"big\":18446744073709551615,\"exact\":1e300,\"zero\":-0.0}".into());
     assert_eq!(

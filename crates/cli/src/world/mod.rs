@@ -97,6 +97,8 @@ pub(crate) struct Options {
     pub(crate) node_command: Vec<OsString>,
     /// URL of the collector that gets a trace of every call.
     pub(crate) otlp: Option<String>,
+    /// How many times as fast as others placement's clock is.
+    pub(crate) placement_pace: u32,
 }
 
 /// A regions file, read.
@@ -169,7 +171,10 @@ impl World {
                 peers.push((peer, network.reach(&plan.region, &peer.region, target, Traffic::Peers).await?));
             }
             let config = plan.directory.join("node.toml");
-            let text = plan.config(&peers, &secret_file, &regions_file, options.otlp.as_deref())?;
+            let text = {
+                let (otlp, pace) = (options.otlp.as_deref(), options.placement_pace);
+                plan.config(&peers, &secret_file, &regions_file, otlp, pace)?
+            };
             write_public(&config, text.as_bytes())?;
             let log = plan.directory.join("log");
             File::create(&log).map_err(|error| WorldError::system(log.display().to_string(), error))?;
@@ -319,6 +324,7 @@ impl Plan {
         secret: &Path,
         regions: &Path,
         otlp: Option<&str>,
+        placement_pace: u32,
     ) -> Result<String, WorldError> {
         let path = |path: &Path| match path.to_str() {
             Some(text) => Ok(quoted(text)),
@@ -340,6 +346,7 @@ impl Plan {
             path(secret)?,
             path(regions)?,
         );
+        text += &format!("[placement]\npace = {placement_pace}\n");
         text += &format!("[telemetry]\nmetrics = \"{}\"\n", self.metrics.address);
         if let Some(otlp) = otlp {
             text += &format!("otlp = {}\nsampling = 1.0\n", quoted(otlp));

@@ -243,6 +243,7 @@ fn options(data: &Path) -> Options {
         state: Some(data.join("state")),
         node_command: ["/bin/sh", "-c", &pretend].map(Into::into).into(),
         otlp: None,
+        placement_pace: 1,
     }
 }
 

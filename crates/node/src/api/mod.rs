@@ -13,9 +13,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prost::Message;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Extensions, Request};
 use tracing::Span;
 use tropism_crdt::NodeId;
@@ -27,22 +29,26 @@ use tropism_storage::{RebuildCause, RebuildRow, Space, StagedKey, StoreError};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
 use tropism_wire::v1::parked_service_server::ParkedServiceServer;
+use tropism_wire::v1::placement_service_server::PlacementServiceServer;
 use tropism_wire::v1::scope_service_server::ScopeServiceServer;
 use tropism_wire::v1::state_service_server::StateServiceServer;
 use tropism_wire::{Problem, Reason, from_proto, v1};
 
 use crate::directory::Directory;
 use crate::driver::{Handle, Published, wall_ms};
+use crate::placement::Placement;
 use crate::telemetry::Telemetry;
 use crate::telemetry::calls::{CallSpan, Followed};
 use crate::token::{Seal, Token};
 use crate::traffic::Traffic;
 
 mod admission;
+mod away;
 mod cluster;
 mod hub;
 mod metrics;
 mod parked;
+mod placement;
 mod scan;
 mod scope;
 mod state;
@@ -54,6 +60,8 @@ mod watch;
 mod write;
 
 pub use admission::CONCURRENT_CALLS;
+pub(crate) use away::Away;
+pub(crate) use scope::scope_bytes;
 
 use admission::{Admitted, Deadline, Gate};
 use cluster::Backlog;
@@ -103,6 +111,10 @@ pub struct ApiConfig {
     pub telemetry: Telemetry,
     /// Where changes of placement records are decided.
     pub directory: Directory,
+    /// What is counted, and why scopes are where they are.
+    pub placement: Placement,
+    /// The ways to nodes that serve what this one does not.
+    pub(crate) away: Away,
 }
 
 /// The services of a node. Cheap to clone.
@@ -138,6 +150,8 @@ pub struct Inner {
     hub: Arc<Hub>,
     telemetry: Telemetry,
     directory: Directory,
+    placement: Placement,
+    away: Away,
 }
 
 impl Deref for Api {
@@ -182,10 +196,12 @@ impl Api {
             hub: Arc::new(hub),
             telemetry: config.telemetry,
             directory: config.directory,
+            placement: config.placement,
+            away: config.away,
         }))
     }
 
-    /// The four services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
+    /// The five services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
     /// of headers through, so that too much metadata is refused in words.
     pub fn routes(&self) -> Routes {
         let state = StateServiceServer::new(self.clone())
@@ -194,11 +210,32 @@ impl Api {
         let scope = ScopeServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let cluster = ClusterServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let parked = ParkedServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let placement =
+            PlacementServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (gate, telemetry) = (&self.gate, &self.telemetry);
         Routes::new(Followed::new(Admitted::new(state, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(scope, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(placement, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(parked, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(cluster, gate.clone(), telemetry).always(), telemetry))
+    }
+
+    /// What other nodes forward, for the server of the links: the services about scopes, for nodes of the cluster only.
+    pub(crate) fn forwarded(&self) -> Routes {
+        let check = |api: &Self| {
+            let api = api.clone();
+            move |request: Request<()>| api.away.check(request.metadata()).map(|()| request)
+        };
+        let state = StateServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let placement =
+            PlacementServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let (gate, telemetry) = (&self.gate, &self.telemetry);
+        let state = Followed::new(Admitted::new(state, gate.clone(), telemetry), telemetry);
+        let placement = Followed::new(Admitted::new(placement, gate.clone(), telemetry), telemetry);
+        Routes::new(InterceptedService::new(state, check(self)))
+            .add_service(InterceptedService::new(placement, check(self)))
     }
 
     /// The way to the replica.
@@ -247,6 +284,8 @@ pub(crate) struct Call {
     deadline: Deadline,
     /// The call's span, if it is sampled.
     span: Option<Span>,
+    /// Bytes of the message, of a call that writes.
+    bytes: usize,
 }
 
 impl Call {
@@ -256,7 +295,13 @@ impl Call {
         let deadline = Self::deadline(&extensions);
         deadline.check()?;
         let span = extensions.get::<CallSpan>().map(|CallSpan(span)| span.clone());
-        Ok((Self { metadata, deadline, span }, message))
+        Ok((Self { metadata, deadline, span, bytes: 0 }, message))
+    }
+
+    /// The same of a call that writes.
+    fn sized<T: Message>(request: Request<T>) -> Result<(Self, T), Problem> {
+        let (call, message) = Self::of(request)?;
+        Ok((Self { bytes: message.encoded_len(), ..call }, message))
     }
 
     fn deadline(extensions: &Extensions) -> Deadline {

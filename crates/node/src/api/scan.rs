@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
-use tropism_placement::{MAX_KEY_BYTES, RegionName, ShardId};
+use tropism_placement::{Access, MAX_KEY_BYTES, RegionName, ScopeName, ShardId};
 use tropism_storage::keys::{after_prefix, shard_prefix};
 use tropism_storage::rows::{Row, ValueRow};
 use tropism_storage::{Reads, Space, StoreError, View};
@@ -187,6 +187,8 @@ struct Scan {
     token: Bytes,
     pages: Seal,
     messages: mpsc::Sender<Result<v1::ScanResponse, Status>>,
+    /// What each message counts for: the scope, and the region that the call arrived in.
+    counted: (ScopeName, u8),
     _permit: OwnedSemaphorePermit,
 }
 
@@ -227,6 +229,7 @@ pub(super) async fn start(
         token: api.seal.token(&token),
         pages,
         messages,
+        counted: (scope.id.name.clone(), api.placement.arrived(&call.metadata)),
         _permit: permit,
     };
     tokio::spawn(scan.run(from));
@@ -266,6 +269,8 @@ impl Scan {
             let last = portion.next.is_none() || self.left == 0 || Instant::now() >= end;
             if !portion.entries.is_empty() || last {
                 let message = self.message(portion.entries, portion.next.as_deref());
+                let (scope, region) = &self.counted;
+                self.api.placement.count(scope, *region, Access::Read, message.encoded_len());
                 let sent = timeout_at(end.max(Instant::now() + SHED_RETRY), self.messages.send(Ok(message)));
                 match sent.await {
                     Ok(Ok(())) if !last => {}

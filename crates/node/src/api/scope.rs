@@ -19,7 +19,7 @@ use tropism_wire::{Problem, Reason, from_proto, to_proto, v1};
 
 use super::{Api, Call, Inner, dropped, stopping, unreadable};
 use crate::directory::DECIDE_TIME;
-use crate::driver::wall_ms;
+use crate::driver::{Published, wall_ms};
 
 /// Keys of a scope that are counted: some 50 ms. A scope that has more says this number.
 const COUNTED_KEYS: usize = 100_000;
@@ -356,6 +356,12 @@ fn dropped_scope(name: &ScopeName) -> Problem {
 
 fn position(body: Option<&[u8]>) -> Option<ScopeName> {
     ScopeName::new(std::str::from_utf8(body?).ok()?).ok()
+}
+
+/// Bytes that a scope takes here, counted over its first [`COUNTED_KEYS`].
+pub(crate) fn scope_bytes(published: &Published, record: &PlacementRecord) -> Result<u64, StoreError> {
+    let shards: Vec<ShardId> = (0..record.spread).map(|index| ShardId::of(&record.scope, index)).collect();
+    Ok(usage(published.snapshot.as_ref(), &shards)?.map_or(0, |usage| usage.stored_bytes))
 }
 
 /// What is held of a scope; none when nothing was ever written here.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
-use tropism_placement::{ShardId, check_key};
+use tropism_placement::{Access, ShardId, check_key};
 use tropism_replica::WriteDone;
 use tropism_storage::Reads;
 use tropism_wire::limits::{MAX_MESSAGE_BYTES, MAX_STAMPS, MAX_TOKEN_BYTES};
@@ -27,12 +27,98 @@ const ANSWER_BYTES: usize = MAX_TOKEN_BYTES + (4 << 10);
 /// What a list entry costs in a message beside its content, in bytes: tag and length.
 const ENTRY_BYTES: usize = 6;
 
+type ScanStream = ReceiverStream<Result<v1::ScanResponse, Status>>;
+type WatchStream = ReceiverStream<Result<v1::WatchResponse, Status>>;
+
+/// Answers a call here, or has it answered where its scope is served.
+macro_rules! wherever {
+    ($api:ident, $request:ident, $here:ident, $way:ident, $method:ident) => {
+        $api.wherever(
+            $request,
+            |request| $api.$here(request),
+            |route, request| async move {
+                route.$way(request, |mut client, request| async move { client.$method(request).await }).await
+            },
+        )
+        .await
+    };
+}
+
 #[async_trait]
 impl StateService for Api {
-    type ScanStream = ReceiverStream<Result<v1::ScanResponse, Status>>;
-    type WatchStream = ReceiverStream<Result<v1::WatchResponse, Status>>;
+    type ScanStream = ScanStream;
+    type WatchStream = WatchStream;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        wherever!(self, request, get_here, state, get)
+    }
+
+    async fn batch_get(
+        &self,
+        request: Request<v1::BatchGetRequest>,
+    ) -> Result<Response<v1::BatchGetResponse>, Status> {
+        wherever!(self, request, batch_get_here, state, batch_get)
+    }
+
+    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+        wherever!(self, request, put_here, state, put)
+    }
+
+    async fn batch_put(
+        &self,
+        request: Request<v1::BatchPutRequest>,
+    ) -> Result<Response<v1::BatchPutResponse>, Status> {
+        wherever!(self, request, batch_put_here, state, batch_put)
+    }
+
+    async fn patch(&self, request: Request<v1::PatchRequest>) -> Result<Response<v1::PatchResponse>, Status> {
+        wherever!(self, request, patch_here, state, patch)
+    }
+
+    async fn increment(
+        &self,
+        request: Request<v1::IncrementRequest>,
+    ) -> Result<Response<v1::IncrementResponse>, Status> {
+        wherever!(self, request, increment_here, state, increment)
+    }
+
+    async fn batch_increment(
+        &self,
+        request: Request<v1::BatchIncrementRequest>,
+    ) -> Result<Response<v1::BatchIncrementResponse>, Status> {
+        wherever!(self, request, batch_increment_here, state, batch_increment)
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        wherever!(self, request, delete_here, state, delete)
+    }
+
+    async fn expire(
+        &self,
+        request: Request<v1::ExpireRequest>,
+    ) -> Result<Response<v1::ExpireResponse>, Status> {
+        wherever!(self, request, expire_here, state, expire)
+    }
+
+    async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<ScanStream>, Status> {
+        wherever!(self, request, scan_here, stream, scan)
+    }
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<WatchStream>, Status> {
+        wherever!(self, request, watch_here, stream, watch)
+    }
+
+    async fn stamp(&self, request: Request<v1::StampRequest>) -> Result<Response<v1::StampResponse>, Status> {
+        wherever!(self, request, stamp_here, state, stamp)
+    }
+}
+
+/// The calls, of scopes that are served here.
+impl Api {
+    async fn get_here(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let (call, v1::GetRequest { scope, key, token }) = Call::of(request)?;
         let scope = self.served("scope", &scope)?;
         from_proto::key("key", &key)?;
@@ -43,11 +129,12 @@ impl StateService for Api {
         let [(_, key)] = wanted;
         let entry = read(&published, shard, &key, wall_ms(), &mut token)?
             .map(|entry| v1::Entry { key: String::new(), ..entry });
+        self.count(&scope, &call, Access::Read, entry.as_ref().map_or(0, v1::Entry::encoded_len));
         let answer = self.answer(&scope.serving, &published, self.seen(token, &published));
         Ok(Response::new(v1::GetResponse { entry, answer: Some(answer) }))
     }
 
-    async fn batch_get(
+    async fn batch_get_here(
         &self,
         request: Request<v1::BatchGetRequest>,
     ) -> Result<Response<v1::BatchGetResponse>, Status> {
@@ -71,15 +158,16 @@ impl StateService for Api {
             let read = tokio::task::spawn_blocking(move || read_many(&published, keys, token));
             read.await.map_err(|_| stopping())?
         };
+        self.count(&scope, &call, Access::Read, response.encoded_len());
         response.answer = Some(self.answer(&scope.serving, &published, self.seen(token, &published)));
         Ok(Response::new(response))
     }
 
-    async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
+    async fn put_here(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
         use v1::batch_put_item::Precondition as Item;
         use v1::put_request::Precondition as Sent;
 
-        let (call, request) = Call::of(request)?;
+        let (call, request) = Call::sized(request)?;
         let v1::PutRequest { scope, key, value, base_version, precondition, expiry, options } = request;
         let precondition = precondition.map(|sent| match sent {
             Sent::IfAbsent(absent) => Item::IfAbsent(absent),
@@ -92,11 +180,11 @@ impl StateService for Api {
         Ok(Response::new(v1::PutResponse { result: Some(result(&done)), answer: Some(answer) }))
     }
 
-    async fn batch_put(
+    async fn batch_put_here(
         &self,
         request: Request<v1::BatchPutRequest>,
     ) -> Result<Response<v1::BatchPutResponse>, Status> {
-        let (call, v1::BatchPutRequest { scope, items, options }) = Call::of(request)?;
+        let (call, v1::BatchPutRequest { scope, items, options }) = Call::sized(request)?;
         let scope = self.served("scope", &scope)?;
         write::count("items", items.len())?;
         each_once("items", ".key", items.iter().map(|item| item.key.as_str()))?;
@@ -107,8 +195,11 @@ impl StateService for Api {
         Ok(Response::new(v1::BatchPutResponse { results, answer: Some(answer) }))
     }
 
-    async fn patch(&self, request: Request<v1::PatchRequest>) -> Result<Response<v1::PatchResponse>, Status> {
-        let (call, mut request) = Call::of(request)?;
+    async fn patch_here(
+        &self,
+        request: Request<v1::PatchRequest>,
+    ) -> Result<Response<v1::PatchResponse>, Status> {
+        let (call, mut request) = Call::sized(request)?;
         let options = request.options.take();
         let scope = self.served("scope", &request.scope)?;
         let draft = write::patch(&scope, request, wall_ms())?;
@@ -116,11 +207,11 @@ impl StateService for Api {
         Ok(Response::new(v1::PatchResponse { result: Some(result(&done)), answer: Some(answer) }))
     }
 
-    async fn increment(
+    async fn increment_here(
         &self,
         request: Request<v1::IncrementRequest>,
     ) -> Result<Response<v1::IncrementResponse>, Status> {
-        let (call, v1::IncrementRequest { scope, key, by, expiry, options }) = Call::of(request)?;
+        let (call, v1::IncrementRequest { scope, key, by, expiry, options }) = Call::sized(request)?;
         let scope = self.served("scope", &scope)?;
         let draft = write::increment(&scope, v1::BatchIncrementItem { key, by, expiry }, wall_ms())?;
         let (done, answer) = self.write_one(&scope, draft, options, &call).await?;
@@ -129,11 +220,11 @@ impl StateService for Api {
         Ok(Response::new(v1::IncrementResponse { result, value, answer: Some(answer) }))
     }
 
-    async fn batch_increment(
+    async fn batch_increment_here(
         &self,
         request: Request<v1::BatchIncrementRequest>,
     ) -> Result<Response<v1::BatchIncrementResponse>, Status> {
-        let (call, v1::BatchIncrementRequest { scope, items, options }) = Call::of(request)?;
+        let (call, v1::BatchIncrementRequest { scope, items, options }) = Call::sized(request)?;
         let scope = self.served("scope", &scope)?;
         write::count("items", items.len())?;
         let now_ms = wall_ms();
@@ -145,11 +236,11 @@ impl StateService for Api {
         Ok(Response::new(v1::BatchIncrementResponse { results, values, answer: Some(answer) }))
     }
 
-    async fn delete(
+    async fn delete_here(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let (call, v1::DeleteRequest { scope, key, if_version, options }) = Call::of(request)?;
+        let (call, v1::DeleteRequest { scope, key, if_version, options }) = Call::sized(request)?;
         let scope = self.served("scope", &scope)?;
         let draft = write::delete(key, if_version)?;
         let (done, answer) = self.write_one(&scope, draft, options, &call).await?;
@@ -157,11 +248,11 @@ impl StateService for Api {
         Ok(Response::new(v1::DeleteResponse { result, was_visible, answer: Some(answer) }))
     }
 
-    async fn expire(
+    async fn expire_here(
         &self,
         request: Request<v1::ExpireRequest>,
     ) -> Result<Response<v1::ExpireResponse>, Status> {
-        let (call, v1::ExpireRequest { scope, key, expiry, options }) = Call::of(request)?;
+        let (call, v1::ExpireRequest { scope, key, expiry, options }) = Call::sized(request)?;
         let scope = self.served("scope", &scope)?;
         let draft = write::expire(key, expiry.as_ref(), wall_ms())?;
         let (done, answer) = self.write_one(&scope, draft, options, &call).await?;
@@ -170,15 +261,18 @@ impl StateService for Api {
         Ok(Response::new(v1::ExpireResponse { result, expires_at_ms, answer: Some(answer) }))
     }
 
-    async fn scan(&self, request: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+    async fn scan_here(&self, request: Request<v1::ScanRequest>) -> Result<Response<ScanStream>, Status> {
         Ok(Response::new(scan::start(self, request).await?))
     }
 
-    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch_here(&self, request: Request<v1::WatchRequest>) -> Result<Response<WatchStream>, Status> {
         Ok(Response::new(watch::start(self, request).await?))
     }
 
-    async fn stamp(&self, request: Request<v1::StampRequest>) -> Result<Response<v1::StampResponse>, Status> {
+    async fn stamp_here(
+        &self,
+        request: Request<v1::StampRequest>,
+    ) -> Result<Response<v1::StampResponse>, Status> {
         let (call, v1::StampRequest { scope, count, token }) = Call::of(request)?;
         let scope = self.served("scope", &scope)?;
         let count = match u16::try_from(count) {
@@ -208,6 +302,12 @@ impl StateService for Api {
 }
 
 impl Inner {
+    /// Counts a call for placement: one, whatever it carries, since its client waits once.
+    fn count(&self, scope: &Served<'_>, call: &Call, access: Access, bytes: usize) {
+        let region = self.placement.arrived(&call.metadata);
+        self.placement.count(&scope.id.name, region, access, bytes);
+    }
+
     /// Carries out one write.
     async fn write_one(
         &self,
@@ -216,6 +316,7 @@ impl Inner {
         options: Option<v1::WriteOptions>,
         call: &Call,
     ) -> Result<(WriteDone, v1::Answer), Problem> {
+        self.count(scope, call, Access::Write, call.bytes);
         let options = self.options(options, call)?;
         self.reached(&options.token, &[scope.shard(&draft.key)], options.deadline).await?;
         let done = self.write(scope, draft, &options, options.request_id).await?;
@@ -233,6 +334,7 @@ impl Inner {
         options: Option<v1::WriteOptions>,
         call: &Call,
     ) -> Result<(Vec<Result<WriteDone, Problem>>, v1::Answer), Problem> {
+        self.count(scope, call, Access::Write, call.bytes);
         let options = self.options(options, call)?;
         let shards: Vec<ShardId> = drafts.iter().flatten().map(|draft| scope.shard(&draft.key)).collect();
         self.reached(&options.token, &shards, options.deadline).await?;

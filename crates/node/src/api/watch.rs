@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 use tropism_crdt::{Change, Stamp, Vector};
-use tropism_placement::{RegionName, ScopeId, ShardId};
+use tropism_placement::{Access, RegionName, ScopeId, ShardId};
 use tropism_storage::{LogKey, Reads, Space, StoreError, View};
 use tropism_wire::error::RESUME_TOKEN;
 use tropism_wire::v1::{self, WatchEventType};
@@ -91,6 +91,8 @@ struct Watch {
     expiring: BTreeSet<(u64, String)>,
     expiries: HashMap<String, u64>,
     messages: mpsc::Sender<Result<v1::WatchResponse, Status>>,
+    /// The region that the call arrived in.
+    region: u8,
 }
 
 /// Checks a request and starts sending what it asks for.
@@ -148,6 +150,7 @@ pub(super) async fn start(
         expiring: BTreeSet::new(),
         expiries: HashMap::new(),
         messages,
+        region: api.placement.arrived(&call.metadata),
     };
     if begin == Begin::Now {
         watch.told = watch.vectors(&published).map_err(unreadable)?;
@@ -402,6 +405,8 @@ impl Watch {
         if self.subscription.is_stopped() {
             return Err(End::Stopping);
         }
+        let placement = &self.api.placement;
+        placement.count(&self.scope.name, self.region, Access::Read, message.encoded_len());
         let sent = tokio::select! {
             sent = timeout(STALLED, self.messages.send(Ok(message))) => sent,
             () = self.subscription.stopped() => return Err(End::Stopping),

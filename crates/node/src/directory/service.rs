@@ -20,6 +20,7 @@ use tropism_wire::{Problem, Reason, v1};
 
 use super::{ADMIT_TIME, ASK_TIME, DECIDE_TIME, DirectoryConfig, FOLLOW_WAIT, RECORDS_PER_ANSWER, Seal};
 use crate::driver::Handle;
+use crate::placement::Placement;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -33,6 +34,7 @@ struct Inner {
     seal: Seal,
     handle: Handle,
     groups: watch::Receiver<Option<Group>>,
+    placement: Placement,
 }
 
 impl Service {
@@ -50,6 +52,7 @@ impl Service {
             seal,
             handle,
             groups,
+            placement: config.placement.clone(),
         }))
     }
 
@@ -110,6 +113,10 @@ impl Service {
                 let last = records.len() <= RECORDS_PER_ANSWER;
                 records.truncate(RECORDS_PER_ANSWER);
                 Reply::Copies(v1::CopiesReply { records, last })
+            }
+            Question::Counts(question) => {
+                self.0.placement.told_by(from, &question);
+                Reply::Counts(v1::CountsReply {})
             }
             Question::Follow(question) => Reply::Follow(match group {
                 Some(group) => follow(&group, &question).await,

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::driver::Driver;
+use crate::placement::Pace;
 use crate::telemetry::Telemetry;
 
 const REGIONS: &str = r#"
@@ -82,6 +83,13 @@ impl Answering {
             peers: vec![peer],
             voters: vec![node("a-1")],
             path: None,
+            placement: Placement::new(
+                node("a-1"),
+                &BTreeMap::from([(node("a-1"), region("a")), (node("b-1"), region("b"))]),
+                &regions,
+                Pace { times: 1, moves: true },
+                (1, 2),
+            ),
         };
         let seal = Seal::new("test", b"secret");
         let service = Service::new(&config, seal.clone(), handle, watch::channel(None).1);

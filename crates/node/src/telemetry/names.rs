@@ -81,6 +81,8 @@ pub const METHODS: &[(&str, &str)] = &[
     ("tropism.v1.ScopeService", "CreateScope"),
     ("tropism.v1.ScopeService", "MoveScope"),
     ("tropism.v1.ScopeService", "HoldScope"),
+    ("tropism.v1.PlacementService", "ExplainScope"),
+    ("tropism.v1.PlacementService", "ListPlacementEvents"),
     ("tropism.v1.ParkedService", "ListParked"),
     ("tropism.v1.ParkedService", "GetParked"),
     ("tropism.v1.ParkedService", "RetryParked"),

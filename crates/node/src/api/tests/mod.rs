@@ -10,6 +10,7 @@ mod values;
 mod verify;
 mod watches;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +27,10 @@ use tropism_wire::v1::state_service_client::StateServiceClient;
 use tropism_wire::{Problem, v1};
 
 use super::admission::Deadline;
-use super::{Api, ApiConfig};
+use super::{Api, ApiConfig, Away};
 use crate::directory::Directory;
 use crate::driver::{Driver, Handle};
+use crate::placement::{Pace, Placement};
 use crate::telemetry::Telemetry;
 use crate::token::Seal;
 use crate::traffic::Traffic;
@@ -135,6 +137,9 @@ impl World {
             log_keep_bytes: 256 << 20,
         };
         let (driver, handle) = Driver::start(store, identity, None, Telemetry::default()).unwrap();
+        let homes = BTreeMap::from([(node("here-1"), region("here")), (node("there-1"), region("there"))]);
+        let pace = Pace { times: 1, moves: true };
+        let placement = Placement::new(node("here-1"), &homes, &regions, pace, (1, 2));
         let api = Api::new(ApiConfig {
             handle: handle.clone(),
             rules: Arc::new(regions.rules().clone()),
@@ -154,6 +159,8 @@ impl World {
             watch_buffer_bytes,
             telemetry: Telemetry::default(),
             directory: Directory::alone(handle.clone()),
+            placement,
+            away: Away::new(node("here-1"), CLUSTER, b"secret", &[]),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

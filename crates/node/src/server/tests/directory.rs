@@ -1,6 +1,8 @@
 //! Nodes in this process that agree on where scopes are.
 
+use tropism_wire::v1::placement_service_client::PlacementServiceClient;
 use tropism_wire::v1::scope_service_client::ScopeServiceClient;
+use tropism_wire::{FORWARDED_METADATA, PROOF_METADATA};
 
 use super::*;
 
@@ -13,6 +15,7 @@ struct World {
     directory: tempfile::TempDir,
     names: Vec<&'static str>,
     clients: Vec<SocketAddr>,
+    peers: Vec<SocketAddr>,
 }
 
 struct Node {
@@ -24,6 +27,11 @@ struct Node {
 
 impl World {
     fn new(names: &[&'static str]) -> Self {
+        Self::with(names, "[[rule]]\nname = \"everything\"\npattern = \"**\"\nkind = \"register\"\n", "")
+    }
+
+    /// With these rules, and more lines in the nodes' configurations.
+    fn with(names: &[&'static str], rules: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // A port that one world gave back may be the next one's: they must not take each other for one.
         let cluster = format!("test-{:x}", rand::random::<u64>());
@@ -33,7 +41,6 @@ impl World {
         for (at, a) in names.iter().enumerate() {
             rtt.extend(names[..at].iter().map(|b| format!(r#"{{ between = ["{a}", "{b}"], ms = 1 }}"#)));
         }
-        let rules = "[[rule]]\nname = \"everything\"\npattern = \"**\"\nkind = \"register\"\n";
         let file = format!("region = [{}]\nrtt = [{}]\n{rules}", regions.join(", "), rtt.join(", "));
         fs::write(directory.path().join("regions.toml"), file).unwrap();
         let secret = directory.path().join("secret");
@@ -52,6 +59,7 @@ impl World {
                 listen = {{ client = "{}", peer = "{}" }}
                 cluster = {{ id = "{cluster}", secret_file = "secret", regions_file = "regions.toml" }}
                 peer = [{}]
+                {more}
                 "#,
                 clients[at],
                 peers[at],
@@ -59,7 +67,7 @@ impl World {
             );
             fs::write(directory.path().join(format!("{name}.toml")), config).unwrap();
         }
-        Self { directory, names: names.to_vec(), clients }
+        Self { directory, names: names.to_vec(), clients, peers }
     }
 
     fn start(&self, at: usize) -> Node {
@@ -146,6 +154,13 @@ impl Node {
         }))
     }
 
+    /// The region that answers about a key.
+    async fn answering(&self, key: &str) -> String {
+        let request = v1::GetRequest { scope: SCOPE.into(), key: key.into(), ..Default::default() };
+        let response = StateServiceClient::new(self.channel.clone()).get(request).await.unwrap();
+        response.into_inner().answer.unwrap().region
+    }
+
     async fn until_it_has(&self, key: &str, content: &str) {
         until(self.region, async || match self.get(key).await? {
             Some(found) if found == content => Ok(()),
@@ -211,20 +226,25 @@ async fn a_scope_moves_while_it_is_used_and_is_served_where_it_is() {
     };
     let moving = dallas.move_to(&["tokyo"]).await.unwrap();
     assert_eq!((moving.goal, moving.implied), (vec!["tokyo".to_owned()], false));
+    // No write is refused, neither at the fence nor when the scope has gone: whoever is asked asks where it is.
     let mut written = 0;
-    while let Ok(()) = frankfurt.put(&format!("k{written}"), "while it moves").await {
-        written += 1; // acknowledged until the fence, and none of it lost
+    loop {
+        frankfurt.put(&format!("k{written}"), "while it moves").await.unwrap();
+        dallas.get(&format!("k{written}")).await.unwrap();
+        written += 1;
+        let scope = frankfurt.scope().await.unwrap();
+        if scope.serving == ["tokyo"] && scope.leaving.is_empty() {
+            break;
+        }
     }
     let scope = tokyo.until_served_by(&["tokyo"]).await;
-    assert!(scope.epoch >= 4 && written > 0, "{scope:?}, {written} writes");
-    assert_eq!(tokyo.get("home").await.unwrap().as_deref(), Some("from dallas"));
-    for key in 0..written {
+    assert!(scope.epoch >= 4, "{scope:?}, {written} writes");
+    frankfurt.put(&format!("k{written}"), "after it has moved").await.unwrap();
+    for key in 0..=written {
         assert!(tokyo.get(&format!("k{key}")).await.unwrap().is_some(), "k{key} of {written}");
     }
-    for refused in [dallas.get("home").await.unwrap_err(), frankfurt.put("home", "x").await.unwrap_err()] {
-        assert_eq!(reason(&refused), "NotServedHere");
-        assert!(refused.message().contains("ask one of: tokyo"), "{}", refused.message());
-    }
+    assert_eq!(dallas.get("home").await.unwrap().as_deref(), Some("from dallas"));
+    assert_eq!(dallas.answering("home").await, "tokyo", "the answer says whose it is");
     let end = loop {
         match watched.message().await {
             Ok(Some(_)) => {}
@@ -235,9 +255,16 @@ async fn a_scope_moves_while_it_is_used_and_is_served_where_it_is() {
     assert_eq!(reason(&end), "NotServedHere", "the watch goes on elsewhere: {end:?}");
     let resume = Problem::from_status(&end).unwrap().fact_bytes(RESUME_TOKEN).unwrap();
     assert!(!resume.is_empty());
+    let mut watched = {
+        let request =
+            v1::WatchRequest { scope: SCOPE.into(), resume_token: resume.into(), ..Default::default() };
+        StateServiceClient::new(dallas.channel.clone()).watch(request).await.unwrap().into_inner()
+    };
 
     // And back: what was written meanwhile comes along.
     tokyo.put("home", "from tokyo").await.unwrap();
+    let told = |event: &v1::WatchEvent| event.entry.as_ref().is_some_and(|entry| entry.key == "home");
+    while !watched.message().await.unwrap().unwrap().events.iter().any(told) {}
     frankfurt.move_to(&["dallas", "tokyo"]).await.unwrap();
     dallas.until_served_by(&["dallas", "tokyo"]).await;
     assert_eq!(dallas.get("home").await.unwrap().as_deref(), Some("from tokyo"));
@@ -388,4 +415,158 @@ async fn a_directory_whose_only_voter_lost_its_disk_begins_anew_with_what_the_ot
     for node in [dallas, nodes.remove(0)] {
         node.stop().await;
     }
+}
+
+const FOLLOWING: &str = r#"
+[[rule]]
+name = "follow"
+pattern = "**"
+kind = "register"
+mode = "follow"
+regions = ["dallas"]
+min_regions = 1
+max_regions = 1
+"#;
+
+async fn explained(node: &Node) -> v1::ExplainScopeResponse {
+    let mut client = PlacementServiceClient::new(node.channel.clone());
+    client.explain_scope(v1::ExplainScopeRequest { name: SCOPE.into() }).await.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_goes_where_it_is_used_and_everybody_can_see_why() {
+    let _alone = ONE_WORLD.lock().await;
+    let world = World::with(&["dallas", "frankfurt", "tokyo"], FOLLOWING, "placement = { pace = 300 }");
+    let nodes = world.all().await;
+    let [dallas, frankfurt, tokyo] = &nodes[..] else { panic!() };
+    // It is in dallas alone, and used from tokyo alone.
+    let mut written = 0;
+    loop {
+        tokyo.put(&format!("k{written}"), "from tokyo").await.unwrap();
+        written += 1;
+        let why = explained(frankfurt).await;
+        if why.current.unwrap().regions == ["tokyo"] {
+            break;
+        }
+        assert!(written < 5_000, "{:?} {:?}", why.blockers, why.uses);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokyo.until_served_by(&["tokyo"]).await;
+    let why = explained(dallas).await;
+    assert_eq!((why.steward.as_str(), why.pace, why.mode()), ("tokyo-1", 300, v1::PlacementMode::Follow));
+    for key in 0..written {
+        assert!(tokyo.get(&format!("k{key}")).await.unwrap().is_some(), "k{key} of {written}");
+    }
+    let mut client = PlacementServiceClient::new(dallas.channel.clone());
+    let events = client.list_placement_events(v1::ListPlacementEventsRequest { after: 0 }).await.unwrap();
+    let events = events.into_inner().events;
+    let kinds: Vec<v1::PlacementEventKind> = events.iter().map(v1::PlacementEvent::kind).collect();
+    for kind in [v1::PlacementEventKind::Decided, v1::PlacementEventKind::Settled] {
+        assert!(kinds.contains(&kind), "{events:?}");
+    }
+    let decided = events.iter().find(|event| event.kind() == v1::PlacementEventKind::Decided).unwrap();
+    assert!(decided.message.starts_with("from dallas to tokyo; used from tokyo"), "{}", decided.message);
+    let last = events.last().unwrap().number;
+    let none = client.list_placement_events(v1::ListPlacementEventsRequest { after: last }).await.unwrap();
+    assert!(none.into_inner().events.iter().all(|event| event.number > last));
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_nodes_of_the_cluster_call_at_the_port_of_the_links_and_a_scope_that_nobody_serves_is_refused() {
+    let _alone = ONE_WORLD.lock().await;
+    let rules = FOLLOWING
+        .replace("follow\"\nregions", "fixed\"\nregions")
+        .replace("min_regions = 1\nmax_regions = 1\n", "");
+    let world = World::with(&["dallas", "frankfurt", "tokyo"], &rules, "");
+    let mut nodes = world.all().await;
+    nodes[2].put("home", "sweet").await.unwrap();
+    let request = || v1::GetRequest { scope: SCOPE.into(), key: "home".into(), ..Default::default() };
+    let links = Endpoint::from_shared(format!("http://{}", world.peers[0])).unwrap().connect_lazy();
+    let mut stranger = StateServiceClient::new(links);
+    assert_eq!(reason(&stranger.get(request()).await.unwrap_err()), "BadProof");
+    let mut forged = Request::new(request());
+    forged.metadata_mut().insert(FORWARDED_METADATA, "tokyo-1".parse().unwrap());
+    forged.metadata_mut().insert(PROOF_METADATA, "00".repeat(32).parse().unwrap());
+    assert_eq!(reason(&stranger.get(forged).await.unwrap_err()), "BadProof");
+    // What says that it was forwarded is forwarded no further.
+    let mut forwarded = Request::new(request());
+    forwarded.metadata_mut().insert(FORWARDED_METADATA, "tokyo-1".parse().unwrap());
+    let refused = StateServiceClient::new(nodes[1].channel.clone()).get(forwarded).await.unwrap_err();
+    assert_eq!(reason(&refused), "NotServedHere");
+    nodes.remove(0).stop().await;
+    let refused = until("tokyo", async || match nodes[1].get("home").await {
+        Err(status) if reason(&status) == "NotServedHere" => Ok(status),
+        other => Err(Status::unknown(format!("{other:?}"))),
+    });
+    assert!(refused.await.message().contains("dallas"));
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+/// Whether any file below a directory has these bytes in it.
+fn somewhere_below(directory: &Path, wanted: &[u8]) -> bool {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.into_iter().any(|path| match path.is_dir() {
+        true => somewhere_below(&path, wanted),
+        false => fs::read(&path).unwrap().windows(wanted.len()).any(|part| part == wanted),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_are_written_to_disk_in_allowed_regions_only_whoever_is_asked_and_wherever_they_move() {
+    let _alone = ONE_WORLD.lock().await;
+    let names = ["r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9"];
+    let rules = r#"
+        [[rule]]
+        name = "kept"
+        pattern = "cache"
+        kind = "register"
+        mode = "follow"
+        allowed = ["r0", "r1", "r2"]
+        regions = ["r0"]
+        min_regions = 1
+        max_regions = 2
+        [[rule]]
+        name = "rest"
+        pattern = "**"
+        kind = "register"
+    "#;
+    let world = World::with(&names, rules, "");
+    let nodes = world.all().await;
+    // Too random to be packed: it stands in a file as it is.
+    let tag: &'static str = Box::leak(format!("{:032x}", rand::random::<u128>()).into_boxed_str());
+    for (goal, round) in [(&["r0"][..], 'a'), (&["r1"], 'b'), (&["r1", "r2"], 'c'), (&["r2"], 'd')] {
+        if round != 'a' {
+            nodes[9].move_to(goal).await.unwrap();
+            nodes[9].until_served_by(goal).await;
+        }
+        for (at, node) in nodes.iter().enumerate() {
+            let key = format!("{round}{at}");
+            node.put(&key, tag).await.unwrap();
+            let found = node.get(&key).await.unwrap();
+            assert!(found.as_deref() == Some(tag) || goal.len() > 1, "{key}"); // of two regions one may be behind
+        }
+        let request = v1::ScanRequest { scope: SCOPE.into(), ..Default::default() };
+        let mut scan =
+            StateServiceClient::new(nodes[7].channel.clone()).scan(request).await.unwrap().into_inner();
+        let mut found = 0;
+        while let Some(message) = scan.message().await.unwrap() {
+            found += message.entries.len();
+        }
+        assert!(found >= 10, "{found}");
+    }
+    let refused = nodes[3].move_to(&["r3"]).await.unwrap_err();
+    assert_eq!(reason(&refused), "PlacementRefused");
+    for node in nodes {
+        node.stop().await;
+    }
+    let has =
+        |name: &str| somewhere_below(&world.directory.path().join(format!("data-{name}")), tag.as_bytes());
+    assert!(has("r2"), "what is there is found");
+    let elsewhere: Vec<&str> = names.into_iter().skip(3).filter(|name| has(name)).collect();
+    assert!(elsewhere.is_empty(), "values in {elsewhere:?}");
 }
