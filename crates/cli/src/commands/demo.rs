@@ -1,11 +1,13 @@
 //! `demo`: a tour of the real thing.
 //!
-//! A world of regions is started in a temporary directory, shown at work in six acts ([`acts`], [`real_input`]), stopped
+//! A world of regions is started in a temporary directory, shown at work in seven acts ([`acts`], [`real_input`],
+//! [`follow`]), stopped
 //! and removed. Every number is measured there and then, and every promise that is shown is checked: one that is not
 //! kept ends the tour with exit status 1.
 
 mod acts;
 mod figures;
+mod follow;
 mod real_input;
 
 use std::env;
@@ -21,7 +23,7 @@ use tokio::runtime::Builder;
 use tokio::time::sleep;
 use tropism_client::v1::{LinkState, NodeState};
 use tropism_client::{Client, Entry, ScanRange};
-use tropism_placement::{MAX_CONFIG_BYTES, Regions};
+use tropism_placement::{ConfigErrors, MAX_CONFIG_BYTES, Regions};
 
 use super::runtime;
 use crate::args::Demo;
@@ -38,6 +40,8 @@ const NOTES_RULE: &str =
 const MIN_REGIONS: usize = 3;
 /// How long regions may take to become equal: many times what a link and a redial take.
 const EQUAL_TIME: Duration = Duration::from_secs(30);
+/// How many times as fast as others placement's clock is: what takes half an hour takes some seconds.
+const DEMO_PACE: u32 = 150;
 /// Pause between two looks whether they are.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -61,6 +65,7 @@ async fn run(args: Demo, out: &mut Output) -> Result<(), Failure> {
         state: None, // a tour must not become the world that other commands find
         node_command: node_command()?,
         otlp: None,
+        placement_pace: DEMO_PACE,
     };
     let mut screen = Screen { terminal: io::stderr().is_terminal(), waiting: false, out };
     screen.progress("starting the regions ...");
@@ -106,6 +111,7 @@ async fn tour(world: Description, screen: &mut Screen<'_>, began: Instant) -> Re
     report.insert("cut".to_owned(), tour.cut().await?);
     report.insert("kill".to_owned(), tour.kill().await?);
     report.insert("real_input".to_owned(), tour.real_input().await?);
+    report.insert("follow".to_owned(), tour.follow().await?);
     report.insert("seconds".to_owned(), json!(began.elapsed().as_secs_f64()));
     Ok(Value::Object(report))
 }
@@ -336,14 +342,44 @@ fn regions_file(path: Option<&Path>) -> Result<RegionsFile, Failure> {
             (name, text)
         }
     };
-    RegionsFile::parse(&name, &with_notes_rule(&text)).map_err(|errors| Failure::Usage(errors.to_string()))
+    let failed = |errors: ConfigErrors| Failure::Usage(errors.to_string());
+    let regions = Regions::parse(&name, &text).map_err(failed)?;
+    RegionsFile::parse(&name, &with_rules(&text, &regions)).map_err(failed)
 }
 
 /// Rules are tried in order: the tour's must come before one for everything.
-fn with_notes_rule(text: &str) -> String {
+fn with_rules(text: &str, regions: &Regions) -> String {
     let first = if text.starts_with("[[rule]]") { Some(0) } else { text.find("\n[[rule]]").map(|at| at + 1) };
     let (before, rules) = text.split_at(first.unwrap_or(text.len()));
-    format!("{before}\n{NOTES_RULE}{rules}")
+    format!("{before}\n{NOTES_RULE}{}{rules}", follow_rule(regions))
+}
+
+/// A place for a scope that follows its users: it begins in one of the two regions that are farthest apart.
+fn follow_rule(regions: &Regions) -> String {
+    let [home, _] = farthest(regions.regions().iter().map(|region| region.name.as_str()), |a, b| {
+        regions.rtt(a, b).unwrap_or_default()
+    });
+    format!(
+        "[[rule]]\nname = \"demo-players\"\npattern = \"players/**\"\nkind = \"document\"\nmode = \"follow\"\n\
+         regions = [\"{home}\"]\nmin_regions = 1\nmax_regions = 1\n\n"
+    )
+}
+
+/// The two that are farthest from each other.
+fn farthest<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+    far: impl Fn(&str, &str) -> f64,
+) -> [String; 2] {
+    let mut found = (-1.0, [String::new(), String::new()]);
+    for one in names.clone() {
+        for other in names.clone().filter(|other| *other != one) {
+            let far = far(one, other);
+            if far > found.0 {
+                found = (far, [one.to_owned(), other.to_owned()]);
+            }
+        }
+    }
+    found.1
 }
 
 /// Whether the node at an endpoint takes reads and writes.
@@ -357,12 +393,15 @@ async fn serves(endpoint: String) -> bool {
 mod tests {
     use tropism_placement::Regions;
 
-    use super::{RegionsFile, USUAL_REGIONS, with_notes_rule};
+    use super::{RegionsFile, USUAL_REGIONS, with_rules};
 
     #[test]
-    fn the_usual_regions_take_the_rule_of_the_tour() {
-        let text = with_notes_rule(Regions::shipped(USUAL_REGIONS).unwrap_or_default());
+    fn the_usual_regions_take_the_rules_of_the_tour() {
+        let text = Regions::shipped(USUAL_REGIONS).unwrap_or_default();
+        let regions = Regions::parse(USUAL_REGIONS, text).unwrap_or_else(|errors| panic!("{errors}"));
+        let text = with_rules(text, &regions);
         assert!(RegionsFile::parse(USUAL_REGIONS, &text).is_ok(), "{text}");
+        assert!(text.contains("regions = [\"frankfurt\"]"), "{text}");
         assert!(text.find("demo-notes") < text.find("name = \"shop\""), "{text}");
     }
 }
