@@ -79,6 +79,8 @@ enum Section {
     News,
     /// After a cut of a minute.
     Cut,
+    /// What writers notice while a thousand scopes move.
+    Moves,
     /// A million keys: opening and memory.
     Keys,
     /// Unary calls, streams and datagrams.
@@ -119,6 +121,7 @@ async fn measure(args: Args) -> Result<()> {
             Section::Behind => rows::behind::run(&plan, &mut report).await,
             Section::News => rows::news::run(&plan, &mut report).await,
             Section::Cut => rows::cut::run(&plan, &mut report).await,
+            Section::Moves => rows::moves::run(&plan, &mut report).await,
             Section::Keys => rows::keys::run(&plan, &mut report).await,
             Section::Transport => rows::transport::run(&plan, &mut report).await,
         };

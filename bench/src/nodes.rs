@@ -141,9 +141,14 @@ pub(crate) struct World {
 impl World {
     /// Two regions with this round trip.
     pub(crate) async fn start(program: &Path, dir: &Path, round_trip_ms: f64) -> Result<Self> {
+        Self::of(program, dir, 2, round_trip_ms).await
+    }
+
+    /// So many regions, up to three, with this round trip between all.
+    pub(crate) async fn of(program: &Path, dir: &Path, count: usize, round_trip_ms: f64) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let (file, ready) = (dir.join("two-regions.toml"), dir.join("ready.json"));
-        fs::write(&file, regions(2, round_trip_ms))?;
+        let (file, ready) = (dir.join("regions.toml"), dir.join("ready.json"));
+        fs::write(&file, regions(count, round_trip_ms))?;
         let log = File::create(dir.join("world.log"))?;
         let mut command = Command::new(program);
         command.arg("dev").arg("--regions").arg(&file).arg("--data").arg(dir.join("world"));
@@ -202,7 +207,7 @@ impl World {
 }
 
 /// The name of the n-th region.
-fn name(region: usize) -> String {
+pub(crate) fn name(region: usize) -> String {
     ["ada", "bea", "cora"][region].to_owned()
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod calls;
 pub(crate) mod catch_up;
 pub(crate) mod cut;
 pub(crate) mod keys;
+pub(crate) mod moves;
 pub(crate) mod news;
 pub(crate) mod transport;
 
