@@ -574,7 +574,7 @@ impl Replica {
         session.credit.told(now.mono_us, before - session.outstanding.bytes);
         link.settle_cursor();
         for (shard, seq) in acknowledged {
-            self.acknowledged(shard, seq, &region);
+            self.acknowledged(shard, seq, from, &region);
         }
     }
 

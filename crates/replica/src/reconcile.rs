@@ -223,7 +223,7 @@ impl Replica {
         }
         let region = link.region().clone();
         if theirs.get(&own) > 0 {
-            self.acknowledged(id, theirs.get(&own), &region);
+            self.acknowledged(id, theirs.get(&own), from, &region);
         }
     }
 

@@ -39,7 +39,7 @@ use crate::traced::Traced;
 use crate::transfer::Transfers;
 use crate::verify::{Verifications, VerifiedShard, VerifyCall, VerifyError};
 use crate::waiting::{Waiting, WaitingWrites};
-use crate::write::{Write, WriteDone, WriteError};
+use crate::write::{Write, WriteDone, WriteError, not_acknowledged};
 
 /// The time of one turn, given by the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -990,18 +990,18 @@ impl Replica {
         self.fenced = ahead * 2 > self.links.len() && ahead > 0;
     }
 
-    /// A write that waits is acknowledged by a region's disk.
-    pub(crate) fn acknowledged(&mut self, shard: ShardId, seq: u64, region: &RegionName) {
+    /// A write that waits is on a peer's disk.
+    pub(crate) fn acknowledged(&mut self, shard: ShardId, seq: u64, node: NodeId, region: &RegionName) {
         let serves =
             |scope: &ScopeName| self.records.record(scope).is_some_and(|r| r.serving.contains(region));
-        for waiting in self.waiting.acknowledged(shard, self.origin, seq, region, serves) {
+        for waiting in self.waiting.acknowledged(shard, self.origin, seq, (node, region), serves) {
             self.outputs.push_back(Output::Reply { ticket: waiting.ticket, outcome: Ok(waiting.done) });
         }
     }
 
     fn give_up_waiting(&mut self, now: Now) {
-        while let Some(Waiting { ticket, needed, regions, .. }) = self.waiting.give_up(now.mono_us) {
-            let outcome = Err(WriteError::NotAcknowledged { needed, regions });
+        while let Some(Waiting { ticket, needs, on, .. }) = self.waiting.give_up(now.mono_us) {
+            let outcome = Err(not_acknowledged(needs, on));
             self.outputs.push_back(Output::Reply { ticket, outcome });
         }
     }

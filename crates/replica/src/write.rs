@@ -16,8 +16,9 @@ use tropism_storage::{Reads, RequestKey, ShardRow, Space, Store, StoreError, Val
 
 use crate::documents::LoadError;
 use crate::limits::{MAX_LIFE, WAITING_WRITES};
+use crate::link::Link;
 use crate::replica::{Now, Output, Replica, ReplicaError, Ticket, log_key};
-use crate::waiting::Waiting;
+use crate::waiting::{Needs, OnDisks, Waiting};
 
 /// One write of one key. Names, sizes and values are validated; scope, kind and state are not.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,17 +207,38 @@ pub enum WriteError {
         /// There are.
         held: usize,
     },
-    /// Too many writes wait for other regions.
-    #[error("{WAITING_WRITES} writes wait for other regions already; no effect")]
+    /// Too many writes wait for other disks.
+    #[error("{WAITING_WRITES} writes wait for other nodes' disks already; no effect")]
     Overloaded,
-    /// Not enough regions acknowledged in time. The write is durable here and reaches the others.
-    #[error("outcome unknown: {} of {needed} regions acknowledged in time; it is durable here", regions.len())]
-    NotAcknowledged {
-        /// How many were asked for.
+    /// Too few nodes of the region are heard for the write to be on as many disks as it has to.
+    #[error(
+        "{heard} of the region's nodes are heard and {needed} have to have the write on their disks; no effect"
+    )]
+    OwnersAway {
+        /// Owners that are heard, this one among them.
+        heard: usize,
+        /// Owners that are needed.
         needed: usize,
-        /// Which did.
-        regions: Vec<RegionName>,
     },
+    /// Not enough acknowledged in time. The write is durable here and reaches the others.
+    #[error(
+        "outcome unknown: {} of {} regions and {} of {} nodes of this region acknowledged in time; it is durable here",
+        regions.len(), needed.0, owners, needed.1
+    )]
+    NotAcknowledged {
+        /// How many regions, and how many owners in this one, were asked for.
+        needed: (usize, usize),
+        /// Regions that did, this one among them.
+        regions: Vec<RegionName>,
+        /// How many owners in this region did.
+        owners: usize,
+    },
+}
+
+/// Not enough acknowledged a write in time.
+pub(crate) fn not_acknowledged(needs: Needs, on: OnDisks) -> WriteError {
+    let (needed, owners) = ((needs.regions, needs.owners), on.owners.len());
+    WriteError::NotAcknowledged { needed, regions: on.regions, owners }
 }
 
 impl WriteError {
@@ -322,12 +344,12 @@ impl Replica {
         ticket: Ticket,
         write: Write,
     ) -> Result<Result<Option<WriteDone>, WriteError>, ReplicaError> {
-        let (record, needed) = match self.admit(&write) {
+        let (record, needs) = match self.admit(now, &write) {
             Ok(admitted) => admitted,
             Err(error) => return Ok(Err(error)),
         };
         let (index, id) = record.shard(&write.key);
-        if let Some(outcome) = self.replayed(store, id, &write, needed)? {
+        if let Some(outcome) = self.replayed(store, id, &write, &record, needs)? {
             return Ok(outcome.map(Some));
         }
         self.settle(store, id, &write.key)?;
@@ -400,12 +422,12 @@ impl Replica {
             };
             store.put_row(Space::Requests, RequestKey { shard: id, id: request }.encode(), &row);
         }
-        if needed <= 1 {
+        let on = OnDisks::own(self.identity.node, &self.identity.region);
+        if on.suffice(needs) {
             return Ok(Ok(Some(done)));
         }
-        let regions = vec![self.identity.region.clone()];
         let scope = record.scope.name;
-        self.waiting.insert(key, Waiting { ticket, scope, done, needed, regions, deadline_us });
+        self.waiting.insert(key, Waiting { ticket, scope, done, needs, on, deadline_us });
         Ok(Ok(None))
     }
 
@@ -446,7 +468,8 @@ impl Replica {
         store: &Store,
         id: ShardId,
         write: &Write,
-        needed: usize,
+        record: &PlacementRecord,
+        needs: Needs,
     ) -> Result<Option<Result<WriteDone, WriteError>>, ReplicaError> {
         let Some(request) = write.request_id else { return Ok(None) };
         let key = RequestKey { shard: id, id: request }.encode();
@@ -454,10 +477,9 @@ impl Replica {
         if row.digest != 0 && row.digest != digest(write) {
             return Ok(Some(Err(WriteError::RequestIdReused)));
         }
-        if needed > 1 && row.commit > self.stable_commit() {
-            // Which regions have it is not known any more.
-            let regions = vec![self.identity.region.clone()];
-            return Ok(Some(Err(WriteError::NotAcknowledged { needed, regions })));
+        let on = self.disks_of(row.commit, record);
+        if !on.suffice(needs) && row.commit > self.stable_commit() {
+            return Ok(Some(Err(not_acknowledged(needs, on))));
         }
         let now = match store.value(id, &write.key) {
             Err(StoreError::Damaged { .. }) => ValueRow::default(), // it was written all the same
@@ -478,8 +500,26 @@ impl Replica {
         })))
     }
 
-    /// What can be refused before the key is looked at; says how many regions must have the write.
-    fn admit(&mut self, write: &Write) -> Result<(PlacementRecord, usize), WriteError> {
+    /// Whose disks a commit of a scope with this record is on: a cursor passes only what its peer has told to have.
+    fn disks_of(&self, commit: u64, record: &PlacementRecord) -> OnDisks {
+        let mut on = OnDisks::own(self.identity.node, &self.identity.region);
+        let has = |link: &Link| link.row().cursor >= commit && record.serving.contains(link.region());
+        for (peer, link) in self.links.iter().filter(|(_, link)| has(link)) {
+            on.add(*peer, link.region());
+        }
+        on
+    }
+
+    /// How many of a region's owners are a majority, and how many of them are heard; of the own region with this node.
+    fn majority(&self, now: Now) -> (usize, usize) {
+        let own = |link: &&Link| *link.region() == self.identity.region;
+        let owners = 1 + self.links.values().filter(own).count();
+        let heard = 1 + self.links.values().filter(own).filter(|link| link.hears(now)).count();
+        (owners / 2 + 1, heard)
+    }
+
+    /// What can be refused before the key is looked at; says whose disks must have the write.
+    fn admit(&mut self, now: Now, write: &Write) -> Result<(PlacementRecord, Needs), WriteError> {
         let none = || match self.records.stored(&write.scope) {
             Some(_) => WriteError::Dropped(write.scope.clone()),
             None => WriteError::NoRule(write.scope.clone()),
@@ -502,16 +542,21 @@ impl Replica {
         if !fits {
             return Err(WriteError::Kind { scope: write.scope.clone(), kind: record.kind, operation });
         }
-        let needed = match write.durability.unwrap_or(record.policy.durability) {
-            Durability::Local | Durability::Region => 1,
-            Durability::Regions(regions) => usize::from(regions),
+        let (owners, heard) = self.majority(now);
+        let needs = match write.durability.unwrap_or(record.policy.durability) {
+            Durability::Local => Needs::OWN,
+            Durability::Region => Needs { regions: 1, owners },
+            Durability::Regions(regions) => Needs { regions: regions.into(), owners },
         };
-        if needed > record.serving.len() {
-            return Err(WriteError::Durability { asked: needed, held: record.serving.len() });
+        if needs.regions > record.serving.len() {
+            return Err(WriteError::Durability { asked: needs.regions, held: record.serving.len() });
         }
-        if needed > 1 && self.waiting.len() >= WAITING_WRITES {
+        if needs != Needs::OWN && self.waiting.len() >= WAITING_WRITES {
             self.times_full.waiting += 1;
             return Err(WriteError::Overloaded);
+        }
+        if heard < needs.owners {
+            return Err(WriteError::OwnersAway { heard, needed: needs.owners });
         }
         if self.rebuild.is_some() {
             return Err(WriteError::Rebuilding);
@@ -520,7 +565,7 @@ impl Replica {
             return Err(WriteError::Fenced);
         }
         self.clock.ready()?;
-        Ok((record, needed))
+        Ok((record, needs))
     }
 
     /// Decides the life and what the change says; `None`: there is nothing to do.

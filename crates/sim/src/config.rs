@@ -8,10 +8,15 @@ use crate::world::FaultKind;
 /// How long the log is kept in most worlds, ms: longer than any of them lasts, also by a clock that is an hour ahead.
 const LONG_MS: u64 = 10_000_000;
 
+/// Nodes of a world: more make it slow, and show nothing new.
+const MOST_NODES: usize = 6;
+
 /// One world's configuration, drawn from its seed.
 pub(crate) struct Config {
     pub(crate) rules: Rules,
     pub(crate) regions: Vec<RegionName>,
+    /// The region of each node.
+    pub(crate) homes: Vec<RegionName>,
     pub(crate) scopes: Vec<(ScopeName, Kind)>,
     /// Keys of a scope.
     pub(crate) keys: u64,
@@ -66,6 +71,7 @@ impl Config {
         }
         Self {
             rules,
+            homes: regions.clone(),
             regions,
             scopes,
             keys: rng.between(1, 12),
@@ -85,6 +91,19 @@ impl Config {
 }
 
 impl Config {
+    /// Puts more nodes into some regions, in a third of the worlds; drawn apart, too.
+    pub(crate) fn draw_neighbours(&mut self, rng: &mut Rng) {
+        if !rng.chance(35) {
+            return;
+        }
+        while self.homes.len() < MOST_NODES {
+            self.homes.push(rng.pick(&self.regions).clone());
+            if rng.chance(30) {
+                break;
+            }
+        }
+    }
+
     /// Lets scopes move in half of the worlds where they can. Drawn apart, so that a seed's world is otherwise the same.
     pub(crate) fn draw_moves(&mut self, rng: &mut Rng) {
         // What rotted or was forged stays with the only member that has it, if the others leave.

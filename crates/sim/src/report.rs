@@ -23,6 +23,8 @@ pub struct Size {
     pub history: bool,
     /// Whether scopes may move; without, a world is what it was before they could.
     pub moves: bool,
+    /// Whether regions may have several nodes.
+    pub neighbours: bool,
 }
 
 /// Ways in which a driver breaks the replica's contract, each against one promise.
@@ -42,6 +44,8 @@ pub enum Sabotage {
     BendsDocument,
     /// Replies leave before the sync.
     RepliesBeforeSync,
+    /// Writes ask for this node's disk only.
+    AsksForOneDisk,
     /// A write that took effect is answered with an error that says "no effect".
     DeniesEffect,
     /// Request ids do not reach the replica.
@@ -62,7 +66,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every one, with the promise that it breaks.
-    pub const ALL: [(Self, Promise); 15] = [
+    pub const ALL: [(Self, Promise); 16] = [
         (Self::ForgetsClock, Promise::Stamps),
         (Self::DropsDeps, Promise::Causality),
         (Self::ForgetsVector, Promise::Vectors),
@@ -70,6 +74,7 @@ impl Sabotage {
         (Self::ClosesEarly, Promise::ClosedTimes),
         (Self::BendsDocument, Promise::Convergence),
         (Self::RepliesBeforeSync, Promise::Durability),
+        (Self::AsksForOneDisk, Promise::Durability),
         (Self::DeniesEffect, Promise::Answers),
         (Self::StripsRequestId, Promise::Requests),
         (Self::SwallowsDelete, Promise::Lives),
@@ -91,6 +96,7 @@ impl Default for Size {
             log: 0,
             history: false,
             moves: true,
+            neighbours: true,
         }
     }
 }

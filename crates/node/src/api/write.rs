@@ -526,6 +526,7 @@ fn refused(error: CallError, patch: &str) -> Problem {
             message,
         )
         .retry_after(SHED_RETRY),
+        WriteError::OwnersAway { .. } => Problem::unavailable(Reason::DurabilityUnreachable, LATER, message),
         WriteError::NotAcknowledged { regions, .. } => {
             let names: Vec<&str> = regions.iter().map(|region| region.as_str()).collect();
             Problem::outcome_unknown(message).with("acknowledged", names.join(","))

@@ -1,5 +1,7 @@
 //! What was acknowledged is on the disks that its level names, and stays.
 
+use std::collections::BTreeSet;
+
 use tropism_storage::LogKey;
 
 use super::{Checker, Fact, Found, Promise, Truth};
@@ -24,10 +26,19 @@ impl Checker for Durability {
                 // Who left since it acknowledged had to hand over first; who only comes counts for nothing.
                 let learners = truth.learners_for(author, &done.shard);
                 let has = |node: &usize| truth.nodes[*node].ever_had(&key);
-                let disks = (0..truth.nodes.len()).filter(|n| !learners.contains(n)).filter(has).count();
-                if disks < asked.regions && !truth.is_gone(&key.shard) {
-                    let text =
-                        format!("{key:?} was acknowledged for {} regions, {disks} have it", asked.regions);
+                let on: Vec<usize> =
+                    (0..truth.nodes.len()).filter(|n| !learners.contains(n)).filter(has).collect();
+                let regions: BTreeSet<_> = on.iter().map(|node| truth.region(*node)).collect();
+                let here = truth.region(asked.at);
+                let owners = on.iter().filter(|node| truth.region(**node) == here).count();
+                let too_few = regions.len() < asked.regions || owners < asked.owners;
+                if too_few && !truth.is_gone(&key.shard) {
+                    let text = format!(
+                        "{key:?} was acknowledged for {} regions and {} owners in {here}, {} and {owners} have it",
+                        asked.regions,
+                        asked.owners,
+                        regions.len()
+                    );
                     found.push((vec![author], text));
                 }
                 self.0.push(key);

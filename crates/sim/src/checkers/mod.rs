@@ -173,7 +173,7 @@ impl Checkers {
             Box::new(sessions::Sessions::default()),
         ];
         Self {
-            truth: Truth::new(ids, config.regions.clone(), config.rules.clone()),
+            truth: Truth::new(ids, config.homes.clone(), config.rules.clone()),
             checkers,
             blind,
             violations: Vec::new(),

@@ -70,6 +70,10 @@ pub(crate) struct Asked {
     pub(crate) expiry: ExpiryChange,
     /// The regions whose disks the answer stands for.
     pub(crate) regions: usize,
+    /// The owners in the region of the asked node whose disks it stands for.
+    pub(crate) owners: usize,
+    /// The node that was asked.
+    pub(crate) at: usize,
     pub(crate) request_id: Option<u128>,
 }
 
@@ -178,6 +182,16 @@ impl Truth {
             scopes: BTreeMap::new(),
             gone: BTreeSet::new(),
         }
+    }
+
+    /// How many nodes are in a node's region, with that.
+    pub(crate) fn neighbours(&self, node: usize) -> usize {
+        self.regions.iter().filter(|region| **region == self.regions[node]).count()
+    }
+
+    /// The region of a node.
+    pub(crate) fn region(&self, node: usize) -> &RegionName {
+        &self.regions[node]
     }
 
     /// A node's name.

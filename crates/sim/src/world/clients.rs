@@ -309,7 +309,7 @@ impl World {
             ExpiryChange::Keep
         };
         let durability = match self.rng.between(0, 9) {
-            0 => Some(Durability::Regions(self.rng.between(1, self.nodes.len() as u64) as u16)),
+            0 => Some(Durability::Regions(self.rng.between(1, self.config.regions.len() as u64) as u16)),
             1 => Some(Durability::Local),
             _ => None,
         };
@@ -375,6 +375,11 @@ impl World {
                 Some(Durability::Regions(regions)) => usize::from(regions),
                 _ => 1,
             },
+            owners: match write.durability {
+                Some(Durability::Local) => 1,
+                _ => self.checkers.truth.neighbours(at) / 2 + 1,
+            },
+            at,
             request_id: write.request_id.map(u128::from_be_bytes),
         };
         self.journal.note(self.now_us, at, || format!("is asked for write {ticket}: {asked:?}"));
@@ -382,6 +387,9 @@ impl World {
         self.past.wrote(session, self.now_us, at, ticket, &asked);
         self.checkers.truth.asked.insert(ticket, asked);
         match (self.size.sabotage, &mut write.op, &mut write.expiry) {
+            (Some(Sabotage::AsksForOneDisk), _, _) if write.durability.is_none() => {
+                write.durability = Some(Durability::Local);
+            }
             (Some(Sabotage::StripsRequestId), _, _) => write.request_id = None,
             (Some(Sabotage::SwallowsDelete), op @ WriteOp::Delete, _) => *op = WriteOp::Expire,
             (Some(Sabotage::MovesExpiry), _, ExpiryChange::At(ms)) => *ms += 1_000,
@@ -409,7 +417,11 @@ impl World {
         self.cover(match &outcome {
             Ok(done) if done.replayed => "a repeated request was answered as before",
             Ok(_) => "a write was acknowledged",
+            Err(WriteError::NotAcknowledged { needed: (1, _), .. }) => {
+                "other owners did not acknowledge in time"
+            }
             Err(WriteError::NotAcknowledged { .. }) => "other regions did not acknowledge in time",
+            Err(WriteError::OwnersAway { .. }) => "a write was refused for its region's nodes were away",
             Err(WriteError::Clock(_)) => "a write was refused by the clock",
             Err(WriteError::Fenced) => "a write was refused by the fence",
             Err(WriteError::Exists { .. }) => "a precondition failed",

@@ -122,6 +122,9 @@ impl World {
     fn new(seed: u64, size: Size) -> Self {
         let mut rng = Rng::new(seed);
         let mut config = Config::draw(&mut rng);
+        if size.neighbours {
+            config.draw_neighbours(&mut Rng::new(seed ^ 0x6e65_6172));
+        }
         if size.moves && !size.history {
             config.draw_moves(&mut Rng::new(seed ^ 0x7769_7368));
         }
@@ -134,7 +137,7 @@ impl World {
             };
             config.menu.retain(|kind| !breaks(kind));
         }
-        let count = config.regions.len();
+        let count = config.homes.len();
         let mut network = Network::default();
         for a in 0..count {
             for b in a + 1..count {
@@ -147,7 +150,7 @@ impl World {
             .collect();
         let nodes = ids
             .iter()
-            .zip(&config.regions)
+            .zip(&config.homes)
             .map(|(id, region)| Node::new(*id, region.clone(), config.sync_us, &mut rng))
             .collect();
         let (next_call, past) = (config.clients as u64, Past::keeping(size.history, &config));

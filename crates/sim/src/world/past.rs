@@ -32,7 +32,7 @@ impl Past {
         let kept = keep.then(|| Kept {
             operations: Vec::new(),
             open: BTreeMap::new(),
-            regions: config.regions.clone(),
+            regions: config.homes.clone(),
             scopes: config.scopes.clone(),
             keys: config.keys,
         });
@@ -130,7 +130,7 @@ impl Past {
                 if row.as_ref().is_some_and(|row| row.parked.is_some()) {
                     continue;
                 }
-                let process = format!("end-{}", kept.regions[node]);
+                let process = format!("end-{node}");
                 if let Some(operation) = kept.get(process, node, scope.as_str(), &key, row.as_ref()) {
                     kept.operations.push(Operation {
                         from_us: now_us,
