@@ -70,7 +70,9 @@ const FAILED_MOVING: [(u64, &str); 3] = [
 ];
 
 /// What must happen somewhere in [`FRESH_SEEDS`]: a simulator that never gets there proves nothing about it.
-const MUST_HAPPEN: [&str; 99] = [
+const MUST_HAPPEN: [&str; 101] = [
+    "other owners did not acknowledge in time",
+    "a write was refused for its region's nodes were away",
     "a scope was dropped",
     "a dropped scope was created again",
     "a write to a dropped scope was refused",

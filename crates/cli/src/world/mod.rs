@@ -41,8 +41,8 @@ use directory::{WorldDirectory, write_public};
 use process::{Health, Launch, NodeProcess, Order, ProcessState};
 use relay::{Line, Relay, Traffic};
 
-/// Most nodes of a region: owners inside a region are not built yet.
-pub(crate) const MAX_NODES_PER_REGION: usize = 1;
+/// Most nodes of a region: each is a process that holds all of it, linked with every other one.
+pub(crate) const MAX_NODES_PER_REGION: usize = 5;
 /// The cluster id of every development world; what keeps two of them apart is their secret.
 const CLUSTER: &str = "dev";
 /// Unexpected ends of nodes that wait to be told; beyond it they are only seen in the node's state.

@@ -530,10 +530,10 @@ async fn a_data_directory_has_one_world_and_outlives_it() {
     world.stop().await.unwrap();
 
     let mut many = options(directory.path());
-    many.nodes_per_region = 2;
+    many.nodes_per_region = 6;
     many.fresh = true;
     let error = World::start(many, healthy).await.err().unwrap().to_string();
-    assert_eq!(error, "2 nodes per region; this version runs 1 to 1");
+    assert_eq!(error, "6 nodes per region; this version runs 1 to 5");
 }
 
 #[test]

@@ -341,7 +341,9 @@ impl Inner {
         if !served.serving.contains(&self.region) {
             return Err(not_served(&served.id.name, &self.region, &served.serving));
         }
+        // Neighbours in the region hold what it holds, and have filled the store.
         if served.serving.len() == 1
+            && !self.peers.iter().any(|peer| peer.region == self.region)
             && let Some(lost) = &published.lost
         {
             return Err(store_lost(&served.id.name, &self.region, lost));
