@@ -119,6 +119,14 @@ impl Counter {
         self.totals.get(origin).map_or(0, |(_, total)| *total)
     }
 
+    /// What each origin added, less what no longer counts, in the order of the origins; `None` beyond i128.
+    pub fn shares(&self) -> impl Iterator<Item = (Origin, Option<i128>)> {
+        self.totals.iter().map(|(origin, (_, total))| {
+            let floor = self.floors.get(origin).map_or(0, |(_, floor)| *floor);
+            (*origin, total.checked_sub(floor))
+        })
+    }
+
     /// Every total as a floor: what a writer that found the key expired takes out of the sum.
     pub fn as_floors(&self) -> Vec<Floor> {
         self.totals

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use automerge::legacy::{ElementId, Key, ObjectId, Op, OpType};
-use automerge::{Automerge, Change, ObjType, ScalarValue};
+use automerge::{Automerge, Change, ChangeHash, ObjType, ScalarValue};
 use thiserror::Error;
 
+use super::conflicts::disputed_places;
 use super::show::{Shape, View};
 use super::{
     Document, DocumentError, MAX_BRANCHES, MAX_CHANGE_BYTES, MAX_CHANGE_OPS, MAX_COUNTER, MAX_HEADS,
@@ -49,6 +50,8 @@ pub struct Applied {
     pub applied: usize,
     /// Changes that were there already.
     pub known: usize,
+    /// Places at which values stand beside each other since: one is shown, the others are hidden.
+    pub disputed: usize,
 }
 
 /// Why a batch was refused.
@@ -166,14 +169,15 @@ impl Document {
             ahead += 1;
         }
         if ahead == changes.len() {
-            return Ok(Applied { applied: ahead, known: 0 });
+            return Ok(Applied { applied: ahead, known: 0, disputed: 0 });
         }
-        let Applied { applied, known } = self.merge(&changes[ahead..]).map_err(|error| GateError {
-            change: error.change.map(|index| ahead + index),
-            spoiled: error.spoiled || ahead > 0, // what went ahead is there already
-            kind: error.kind,
-        })?;
-        Ok(Applied { applied: ahead + applied, known })
+        let Applied { applied, known, disputed } =
+            self.merge(&changes[ahead..]).map_err(|error| GateError {
+                change: error.change.map(|index| ahead + index),
+                spoiled: error.spoiled || ahead > 0, // what went ahead is there already
+                kind: error.kind,
+            })?;
+        Ok(Applied { applied: ahead + applied, known, disputed })
     }
 
     /// [`Self::apply`] by automerge.
@@ -186,16 +190,17 @@ impl Document {
             let refused = |kind| GateError { change: Some(index), kind, spoiled: false };
             result.unwrap_or_else(|_| Err(panicked())).map_err(refused)?;
         }
-        let applied = batch.changes.len();
+        let (applied, mut disputed) = (batch.changes.len(), 0);
         if applied > 0 {
             let taken = batch.changes.clone();
             let result = catch_unwind(AssertUnwindSafe(|| batch.apply(&mut self.automerge)));
             let refused = |kind| GateError { change: None, kind, spoiled: true };
-            let (shown, shape) = result.unwrap_or_else(|_| Err(panicked())).map_err(refused)?;
+            let (shown, shape, places) = result.unwrap_or_else(|_| Err(panicked())).map_err(refused)?;
+            disputed = places;
             self.light.merged(self.automerge.get_heads(), taken);
             (self.light.shown, self.light.bound) = (Some(shown.into()), Some(shape));
         }
-        Ok(Applied { applied, known: changes.len() - applied })
+        Ok(Applied { applied, known: changes.len() - applied, disputed })
     }
 }
 
@@ -279,10 +284,22 @@ impl Batch {
         batch || document.get_changes_meta(&[]).iter().any(|known| *known.actor == *actor && known.seq == seq)
     }
 
-    /// Applies the changes and reads the document: what cannot be read is not accepted.
-    fn apply(self, document: &mut Automerge) -> Passed<(Vec<u8>, Shape)> {
+    /// Whether one of the changes has not seen all that there is before it.
+    fn is_concurrent(&self, mut heads: Vec<ChangeHash>) -> bool {
+        self.changes.iter().any(|change| {
+            let seen = heads.iter().all(|head| change.deps().contains(head));
+            heads = vec![change.hash()];
+            !seen
+        })
+    }
+
+    /// Applies the changes and reads the document: what cannot be read is not accepted. Says at how many places values
+    /// stand beside each other since.
+    fn apply(self, document: &mut Automerge) -> Passed<(Vec<u8>, Shape, usize)> {
         let applied = self.changes.len();
         let before = document.get_heads();
+        // Only what was written apart can dispute a place: others need no count.
+        let disputed_before = self.is_concurrent(before.clone()).then(|| disputed_places(document));
         document.apply_changes(self.changes).map_err(|error| match error {
             automerge::AutomergeError::DuplicateSeqNumber(seq, _) => GateErrorKind::Fork { seq },
             other => GateErrorKind::Refused { problem: format!("refused it: {other}") },
@@ -297,7 +314,9 @@ impl Batch {
                 "it could not be loaded again: not in canonical form, or contradicting itself",
             ));
         }
-        Ok(View::now(&*document).canonical())
+        let disputed = disputed_before.map_or(0, |before| disputed_places(document).saturating_sub(before));
+        let (shown, shape) = View::now(&*document).canonical();
+        Ok((shown, shape, disputed))
     }
 }
 

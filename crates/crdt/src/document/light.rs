@@ -274,6 +274,26 @@ impl Light {
         self.bytes
     }
 
+    /// Whether it is certain that no value stands beside another that is not shown: there is one author, or there are
+    /// plain values alone, each by itself.
+    pub fn is_undisputed(&self) -> bool {
+        let alone = |(_, entry): &(Box<str>, Entry)| match entry {
+            Entry::Nothing => true,
+            Entry::Plain(values) | Entry::Counter(values) => values.ids().len() == 1,
+            Entry::Other => false,
+        };
+        let known = self.complete && self.maps.iter().all(|map| map.entries.iter().all(alone));
+        !self.crowded && (self.authors.len() <= 1 || known)
+    }
+
+    /// The actor of all changes; `None` where there are several, or none.
+    pub(super) fn only_author(&self) -> Option<&[u8]> {
+        match &self.authors[..] {
+            [author] if !self.crowded => Some(author.actor.to_bytes()),
+            _ => None,
+        }
+    }
+
     /// What the document shows, as canonical JSON.
     pub fn shown(&self) -> Bytes {
         self.shown.clone().unwrap_or_default() // alone it is known

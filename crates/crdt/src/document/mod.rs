@@ -12,10 +12,12 @@
 //! actor in its constructors; it is replaced before it can author anything.
 
 mod ahead;
+mod conflicts;
 mod decode;
 mod diff;
 mod encode;
 mod gate;
+mod history;
 mod light;
 mod patch;
 mod restore;
@@ -36,7 +38,9 @@ use thiserror::Error;
 
 use crate::json::{Json, JsonLimits, MAX_ITEMS, MAX_JSON_BYTES, PathPattern, parse};
 
+pub use conflicts::{Conflict, Conflicts, Rival};
 pub use gate::{Applied, GateError, GateErrorKind, PeerChange};
+pub use history::{Made, Order, heads_until};
 pub use light::{Light, Tried};
 pub use patch::{MAX_PATCH_OPS, PatchError, PatchErrorKind, PatchOp, from_json_patch, from_merge_patch};
 pub use restore::MadeChange;

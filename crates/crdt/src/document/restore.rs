@@ -145,6 +145,32 @@ impl Document {
 }
 
 impl Light {
+    /// Whether all of a stored document and of the changes behind it is certainly one author's. Reads their heads only.
+    pub fn has_one_author(stored: Option<&[u8]>, changes: &[impl AsRef<[u8]>]) -> bool {
+        let of_one = || {
+            let mut author: Option<Vec<u8>> = None;
+            let mut is_first = |actor: &[u8]| author.get_or_insert_with(|| actor.to_vec()) == actor;
+            if let Some(stored) = stored {
+                let (known, saved) = split_stored(stored).ok()?;
+                if !is_first(Self::decode(known?, saved.len(), &[])?.only_author()?) {
+                    return None;
+                }
+            }
+            for piece in changes {
+                let mut rest = piece.as_ref();
+                while !rest.is_empty() {
+                    let (change, behind) = split_change(rest).ok()?;
+                    if !is_first(actor_of(change)?) {
+                        return None;
+                    }
+                    rest = behind;
+                }
+            }
+            Some(())
+        };
+        of_one().is_some()
+    }
+
     /// The light state in front of a document that [`Document::to_stored`] gave, brought up to date with the changes
     /// stored behind it; without such a document, from nothing. `None` when that needs automerge, also where the pieces
     /// are damaged.

@@ -102,6 +102,13 @@ impl<'a, R: ReadDoc> View<'a, R> {
         (out, shape)
     }
 
+    /// A value that stands at `depth` segments from the root, shown or not, as canonical JSON.
+    pub(super) fn canonical_value(&self, value: &ValueRef<'_>, id: ObjId, depth: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write_value(value, || id, depth, &mut out, &mut Shape::default());
+        out
+    }
+
     /// The whole document as a tree.
     pub(super) fn root(&self) -> Node {
         self.object(ROOT, ObjType::Map, 1)

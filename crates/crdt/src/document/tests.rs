@@ -2,6 +2,7 @@
 
 mod ahead;
 mod gate;
+mod history;
 mod merging;
 mod patching;
 mod trace;
