@@ -137,6 +137,8 @@ pub(crate) struct Documents {
     /// Look-ups that found a document in memory, and that did not.
     looked_up: (u64, u64),
     long: BTreeMap<(ShardId, String), LongHistory>,
+    /// Places at which a merge left several values.
+    disputed: u64,
 }
 
 /// The documents of one state, in the order of their last use.
@@ -193,7 +195,13 @@ impl Documents {
             uses: 0,
             looked_up: (0, 0),
             long: BTreeMap::new(),
+            disputed: 0,
         }
+    }
+
+    /// Places at which changes that were applied one by one left several values, since the start.
+    pub(crate) fn disputed(&self) -> u64 {
+        self.disputed
     }
 
     /// Number of documents and bytes.
@@ -358,7 +366,14 @@ impl Documents {
         let (mut good, mut refused) = (changes.len(), None);
         self.get(store, place)?;
         if !self.apply_light(store, place, changes)? {
-            while let Err(error) = self.whole(store, place)?.apply(&changes[..good]) {
+            loop {
+                let error = match self.whole(store, place)?.apply(&changes[..good]) {
+                    Ok(applied) => {
+                        self.disputed += applied.disputed as u64;
+                        break;
+                    }
+                    Err(error) => error,
+                };
                 if error.spoiled {
                     self.forget(shard, key); // the store has it as it was
                 }

@@ -45,6 +45,7 @@ mod deleting;
 mod digest;
 mod documents;
 mod frame;
+mod history;
 mod inspect;
 pub mod limits;
 mod link;
@@ -76,6 +77,7 @@ pub use frame::{
     AskHeld, Cells, Compare, Differ, Fetch, Fetched, Frame, FrameBody, Heartbeat, HeldAnswer, Hello, Inspect,
     Inspected, MoreCells, ShardState, StatePart, StatePiece, Told, Vectors, Want, Wholeness,
 };
+pub use history::{HistoryError, LostWrite, LostWrites, StoredHistory, lost_writes};
 pub use link::{LinkCounts, LinkStatus};
 pub use parked::{KeptSeen, ParkedCall, ParkedError, ParkedKey, ParkedOp, ParkedState, ParkedStep};
 pub use rebuild::{Opening, RebuildStatus, Salvaged, SetAside};
@@ -91,4 +93,6 @@ pub use verify::{
     DigestState, KeyHeld, Lacks, MemberRows, MemberState, Rows, RowsSeen, Verified, VerifiedKey,
     VerifiedMember, VerifiedShard, Verify, VerifyAnswer, VerifyAsk, VerifyCall, VerifyError, VerifyResult,
 };
-pub use write::{Precondition, Write, WriteDone, WriteError, WriteOp, version_of};
+pub use write::{
+    Precondition, Write, WriteDone, WriteError, WriteOp, document_heads, document_version, version_of,
+};

@@ -514,6 +514,8 @@ pub struct Status {
     /// Every shard with parked keys; `None` while the sweep has not been round since the start, and when there are too
     /// many.
     pub parked_shards: Option<ParkedShards>,
+    /// Places in documents at which a merge of changes left several values, since the start.
+    pub disputed_places: u64,
     /// What operators gave up in this store.
     pub dropped: Option<DroppedRow>,
     /// Whether the sweep has been round since the start.
@@ -825,6 +827,7 @@ impl Replica {
             expired_keys: self.census.expired(now.wall_ms),
             degraded: self.census.degraded().into_iter().take(NAMED_IN_STATUS).collect(),
             parked_shards: self.census.parked_shards(),
+            disputed_places: self.documents.disputed(),
             dropped: self.dropped.clone(),
             counted: self.census.is_whole(),
             long_histories: self.documents.long_histories(),

@@ -296,8 +296,20 @@ pub fn version_of(cell: &Cell) -> Bytes {
     out.into()
 }
 
-/// The heads of a version that a client was given, if it is of the life that is shown.
-fn base_heads(version: &[u8], cell: &Cell, shown: bool) -> Result<Heads, WriteError> {
+/// The version of a document's life at these heads.
+pub fn document_version(life: u64, heads: &Heads) -> Bytes {
+    let mut out = Vec::with_capacity(48);
+    tropism_crdt::codec::put_varint(&mut out, life);
+    out.push(1);
+    out.extend_from_slice(heads.hashes().as_flattened());
+    out.into()
+}
+
+/// The life and the heads that a document's version names.
+///
+/// # Errors
+/// [`WriteError::MalformedVersion`].
+pub fn document_heads(version: &[u8]) -> Result<(u64, Heads), WriteError> {
     let mut reader = Reader::new(version);
     let life = reader.varint("life").map_err(|_| WriteError::MalformedVersion("it has no life"))?;
     if reader.u8("kind") != Ok(1) {
@@ -307,10 +319,16 @@ fn base_heads(version: &[u8], cell: &Cell, shown: bool) -> Result<Heads, WriteEr
     if !rest.is_empty() || hashes.len() > MAX_HEADS {
         return Err(WriteError::MalformedVersion("its hashes are cut off or too many"));
     }
+    Ok((life, Heads::from_hashes(hashes.to_vec())))
+}
+
+/// The heads of a version that a client was given, if it is of the life that is shown.
+fn base_heads(version: &[u8], cell: &Cell, shown: bool) -> Result<Heads, WriteError> {
+    let (life, heads) = document_heads(version)?;
     if life != cell.life || !shown {
         return Err(WriteError::EarlierLife);
     }
-    Ok(Heads::from_hashes(hashes.to_vec()))
+    Ok(heads)
 }
 
 /// What a write will do to the key's life, value and expiry.
