@@ -6,7 +6,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let proto = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo::rerun-if-changed={}", proto.display());
 
-    let files = ["state", "scope", "cluster", "parked", "placement", "peer", "directory"]
+    let files = ["state", "scope", "cluster", "parked", "placement", "history", "peer", "directory"]
         .map(|name| format!("tropism/v1/{name}.proto"));
     let mut compiler = protox::Compiler::new([proto])?;
     compiler.include_source_info(true).include_imports(true).open_files(files)?;

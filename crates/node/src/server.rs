@@ -455,6 +455,7 @@ async fn set_health(reporter: &tonic_health::server::HealthReporter, status: Ser
         v1::state_service_server::SERVICE_NAME,
         v1::scope_service_server::SERVICE_NAME,
         v1::placement_service_server::SERVICE_NAME,
+        v1::history_service_server::SERVICE_NAME,
         v1::parked_service_server::SERVICE_NAME,
         v1::cluster_service_server::SERVICE_NAME,
     ] {

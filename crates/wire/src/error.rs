@@ -161,6 +161,8 @@ reasons! {
     UnknownBase = FailedPrecondition "UNKNOWN_BASE",
     /// The base version belongs to a life of the key that was deleted; read again.
     EarlierLife = FailedPrecondition "EARLIER_LIFE",
+    /// Keys of this kind keep only what they show now; documents keep their history.
+    NoHistory = FailedPrecondition "NO_HISTORY",
     /// A patch's test found something else.
     TestFailed = FailedPrecondition "TEST_FAILED",
     /// A patch's operation has nothing to work on, or something of another type.

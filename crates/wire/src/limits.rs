@@ -26,6 +26,14 @@ pub const MAX_PAGE_SCOPES: u32 = 1000;
 pub const DEFAULT_PAGE_PARKED: u32 = 100;
 /// Most parked keys of a page: some 700 KiB.
 pub const MAX_PAGE_PARKED: u32 = 1000;
+/// Changes of a page of a key's history when the client names no number.
+pub const DEFAULT_PAGE_HISTORY: u32 = 100;
+/// Most changes of a page of a key's history: some 400 KiB.
+pub const MAX_PAGE_HISTORY: u32 = 1000;
+/// Conflicts of a page when the client names no number.
+pub const DEFAULT_PAGE_CONFLICTS: u32 = 100;
+/// Most conflicts of a page, and of one key: a person decides each.
+pub const MAX_PAGE_CONFLICTS: u32 = 1000;
 /// Longest content type in bytes, as long as RFC 6838 lets both its names be.
 pub const MAX_CONTENT_TYPE_BYTES: usize = 255;
 /// Keys that one answer about the comparison of a scope names: a person reads them.

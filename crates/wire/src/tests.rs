@@ -37,7 +37,7 @@ fn the_descriptors_list_the_services_and_their_methods() {
         })
         .collect();
     let methods = |name: &str| services[name].join(" ");
-    assert_eq!(services.len(), 7);
+    assert_eq!(services.len(), 8);
     assert_eq!(
         methods("StateService"),
         "Get BatchGet Put BatchPut Patch Increment BatchIncrement Delete Expire Scan Watch Stamp"
@@ -47,6 +47,7 @@ fn the_descriptors_list_the_services_and_their_methods() {
         "GetScope ListScopes VerifyScope DropScope CreateScope MoveScope HoldScope"
     );
     assert_eq!(methods("PlacementService"), "ExplainScope ListPlacementEvents");
+    assert_eq!(methods("HistoryService"), "GetHistory GetAt ListConflicts");
     assert_eq!(methods("ParkedService"), "ListParked GetParked RetryParked DropParked");
     assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes ListSpans");
     assert_eq!(methods("PeerService"), "Link");

@@ -28,6 +28,7 @@ use tropism_crdt::NodeId;
 use tropism_placement::RegionName;
 use tropism_wire::from_proto;
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
+use tropism_wire::v1::history_service_client::HistoryServiceClient;
 use tropism_wire::v1::placement_service_client::PlacementServiceClient;
 use tropism_wire::v1::state_service_client::StateServiceClient;
 use tropism_wire::{FORWARDED_METADATA, PROOF_METADATA, Problem, REGION_METADATA, Reason, v1};
@@ -201,7 +202,8 @@ macro_rules! about_keys {
 }
 
 about_keys!(
-    reads GetRequest BatchGetRequest ScanRequest WatchRequest StampRequest;
+    reads GetRequest BatchGetRequest ScanRequest WatchRequest StampRequest
+        GetHistoryRequest GetAtRequest ListConflictsRequest;
     writes PutRequest BatchPutRequest PatchRequest IncrementRequest BatchIncrementRequest DeleteRequest ExpireRequest
 );
 
@@ -404,6 +406,21 @@ impl Route {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let client = StateServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        ask(client, self.passed_on(request)).await.map_err(|status| self.failed(status))
+    }
+
+    /// Asks the other node about the past of keys.
+    pub(super) async fn history<T, R, F>(
+        &self,
+        request: Request<T>,
+        ask: impl FnOnce(HistoryServiceClient<Channel>, Request<T>) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let client = HistoryServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         ask(client, self.passed_on(request)).await.map_err(|status| self.failed(status))

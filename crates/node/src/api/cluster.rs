@@ -16,7 +16,9 @@ use tropism_wire::error::echo;
 use tropism_wire::v1::cluster_service_server::ClusterService;
 use tropism_wire::{Problem, Reason, v1};
 
-use super::{Api, CONCURRENT_CALLS, CONCURRENT_SCANS, Call, Inner, cause, stopping, unreadable};
+use super::{
+    Api, CONCURRENT_CALLS, CONCURRENT_HISTORIES, CONCURRENT_SCANS, Call, Inner, cause, stopping, unreadable,
+};
 use crate::driver::{Published, wall_ms};
 use crate::traffic::Line;
 
@@ -254,6 +256,7 @@ impl Inner {
             status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
         links.sort_by(|a, b| a.peer.cmp(&b.peer));
         Ok(v1::GetStatusResponse {
+            disputed_places: status.disputed_places,
             node: Some(self.node_status(&published)),
             store: Some(v1::StoreStatus {
                 engine: self.engine.to_owned(),
@@ -431,6 +434,13 @@ impl Inner {
                 "items",
                 self.scans_refused.load(Ordering::Relaxed),
                 "a scan is refused (OVERLOADED)",
+            ),
+            queue(
+                "histories",
+                (CONCURRENT_HISTORIES - self.histories.available_permits(), CONCURRENT_HISTORIES),
+                "items",
+                self.histories_refused.load(Ordering::Relaxed),
+                "a call about the past is refused (OVERLOADED)",
             ),
             queue(
                 "writes waiting for other regions",

@@ -73,6 +73,7 @@ fn of_status(status: &v1::GetStatusResponse, now_ms: u64, sheet: &mut Sheet) {
     for (name, count) in warnings {
         sheet.gauge(&names::WARNING, &[name], count);
     }
+    sheet.counter(&names::DISPUTED, &[], status.disputed_places);
     for scope in status.degraded_scopes.iter().take(SCOPES_SHOWN) {
         sheet.gauge(&names::DEGRADED, &[&scope.scope], scope.keys as f64);
     }

@@ -28,6 +28,7 @@ use tropism_replica::{Now, Peer, RebuildStatus};
 use tropism_storage::{RebuildCause, RebuildRow, Space, StagedKey, StoreError};
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1::cluster_service_server::ClusterServiceServer;
+use tropism_wire::v1::history_service_server::HistoryServiceServer;
 use tropism_wire::v1::parked_service_server::ParkedServiceServer;
 use tropism_wire::v1::placement_service_server::PlacementServiceServer;
 use tropism_wire::v1::scope_service_server::ScopeServiceServer;
@@ -45,6 +46,8 @@ use crate::traffic::Traffic;
 mod admission;
 mod away;
 mod cluster;
+mod conflicts;
+mod history;
 mod hub;
 mod metrics;
 mod parked;
@@ -65,6 +68,7 @@ pub(crate) use scope::scope_bytes;
 
 use admission::{Admitted, Deadline, Gate};
 use cluster::Backlog;
+use history::CONCURRENT_HISTORIES;
 use hub::Hub;
 
 /// Session tokens longer than this, in bytes, are searched for entries that are stable by now: a short one is not worth
@@ -145,6 +149,8 @@ pub struct Inner {
     gate: Gate,
     scans: Arc<Semaphore>,
     scans_refused: AtomicU64,
+    histories: Arc<Semaphore>,
+    histories_refused: AtomicU64,
     /// What peers lack, and when that was counted.
     backlogs: tokio::sync::Mutex<Option<(Instant, Vec<Backlog>)>>,
     hub: Arc<Hub>,
@@ -192,6 +198,8 @@ impl Api {
             gate: Gate::new(unready),
             scans: Arc::new(Semaphore::new(CONCURRENT_SCANS)),
             scans_refused: AtomicU64::new(0),
+            histories: Arc::new(Semaphore::new(CONCURRENT_HISTORIES)),
+            histories_refused: AtomicU64::new(0),
             backlogs: tokio::sync::Mutex::default(),
             hub: Arc::new(hub),
             telemetry: config.telemetry,
@@ -201,7 +209,7 @@ impl Api {
         }))
     }
 
-    /// The five services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
+    /// The six services with their limits, for a server to add to what else it offers. The server lets at least 16 KiB
     /// of headers through, so that too much metadata is refused in words.
     pub fn routes(&self) -> Routes {
         let state = StateServiceServer::new(self.clone())
@@ -212,10 +220,14 @@ impl Api {
         let parked = ParkedServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let placement =
             PlacementServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let history = HistoryServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (gate, telemetry) = (&self.gate, &self.telemetry);
         Routes::new(Followed::new(Admitted::new(state, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(scope, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(placement, gate.clone(), telemetry), telemetry))
+            .add_service(Followed::new(Admitted::new(history, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(parked, gate.clone(), telemetry), telemetry))
             .add_service(Followed::new(Admitted::new(cluster, gate.clone(), telemetry).always(), telemetry))
     }
@@ -231,11 +243,16 @@ impl Api {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let placement =
             PlacementServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let history = HistoryServiceServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (gate, telemetry) = (&self.gate, &self.telemetry);
+        let history = Followed::new(Admitted::new(history, gate.clone(), telemetry), telemetry);
         let state = Followed::new(Admitted::new(state, gate.clone(), telemetry), telemetry);
         let placement = Followed::new(Admitted::new(placement, gate.clone(), telemetry), telemetry);
         Routes::new(InterceptedService::new(state, check(self)))
             .add_service(InterceptedService::new(placement, check(self)))
+            .add_service(InterceptedService::new(history, check(self)))
     }
 
     /// The way to the replica.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tropism_crdt::Content;
 use tropism_replica::version_of;
 use tropism_storage::ValueRow;
+use tropism_storage::rows::Parked;
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::{Problem, Reason, v1};
 
@@ -22,9 +23,7 @@ pub(super) fn expires_at_ms(at: Option<u64>) -> u64 {
 /// The key is parked, its counter is beyond 64 bits, or merging made it larger than a message.
 pub(super) fn entry(key: String, row: ValueRow, keys_only: bool) -> Result<v1::Entry, Problem> {
     if let Some(parked) = row.parked {
-        let message =
-            format!("the key cannot be shown: a change to it could not be applied: {}", parked.reason);
-        return Err(Problem::data_loss(Reason::KeyParked, message));
+        return Err(self::parked(&parked));
     }
     let version = version_of(&row.cell);
     let stamp = row.cell.written.map_or(0, |(stamp, _)| stamp.as_u64());
@@ -33,12 +32,22 @@ pub(super) fn entry(key: String, row: ValueRow, keys_only: bool) -> Result<v1::E
     Ok(v1::Entry { key, value, version, stamp, expires_at_ms, failure: None })
 }
 
+/// Why a parked key is not shown.
+pub(super) fn parked(parked: &Parked) -> Problem {
+    let message = format!("the key cannot be shown: a change to it could not be applied: {}", parked.reason);
+    Problem::data_loss(Reason::KeyParked, message)
+}
+
 /// An entry that says why the key cannot be shown.
 pub(super) fn failed(key: String, problem: &Problem) -> v1::Entry {
     v1::Entry { key, failure: Some(problem.to_failure()), ..v1::Entry::default() }
 }
 
-fn value(content: Content) -> Result<v1::value::Value, Problem> {
+/// A value as it is sent.
+///
+/// # Errors
+/// Its counter is beyond 64 bits, or merging made it larger than a message.
+pub(super) fn value(content: Content) -> Result<v1::value::Value, Problem> {
     let size = match &content {
         Content::Register(register) => register.bytes.len(),
         Content::Document { json, .. } => json.len(),

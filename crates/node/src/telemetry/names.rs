@@ -83,6 +83,9 @@ pub const METHODS: &[(&str, &str)] = &[
     ("tropism.v1.ScopeService", "HoldScope"),
     ("tropism.v1.PlacementService", "ExplainScope"),
     ("tropism.v1.PlacementService", "ListPlacementEvents"),
+    ("tropism.v1.HistoryService", "GetHistory"),
+    ("tropism.v1.HistoryService", "GetAt"),
+    ("tropism.v1.HistoryService", "ListConflicts"),
     ("tropism.v1.ParkedService", "ListParked"),
     ("tropism.v1.ParkedService", "GetParked"),
     ("tropism.v1.ParkedService", "RetryParked"),
@@ -320,6 +323,11 @@ metrics! {
         "tropism_keys",
         &["standing"],
         "Keys that are `visible`, `expired`, `deleted`, `stub` or `parked`: cannot be shown.",
+    );
+    DISPUTED = counter(
+        "tropism_disputed_places_total",
+        &[],
+        "Places in documents at which a merge of changes left several values, equal ones too, of which one is shown; `tropism conflicts` lists those that still stand.",
     );
     DEGRADED = gauge(
         "tropism_degraded_scope_keys",

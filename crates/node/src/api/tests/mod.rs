@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a failed assumption of a test is a failed test
 
 mod bad_input;
+mod history;
 mod parked;
 mod scans;
 mod scopes;
@@ -136,7 +137,8 @@ impl World {
             log_cap_bytes: u64::MAX,
             log_keep_bytes: 256 << 20,
         };
-        let (driver, handle) = Driver::start(store, identity, None, Telemetry::default()).unwrap();
+        let telemetry = Telemetry::default();
+        let (driver, handle) = Driver::start(store, identity, None, telemetry.clone()).unwrap();
         let homes = BTreeMap::from([(node("here-1"), region("here")), (node("there-1"), region("there"))]);
         let pace = Pace { times: 1, moves: true };
         let placement = Placement::new(node("here-1"), &homes, &regions, pace, (1, 2));
@@ -157,7 +159,7 @@ impl World {
             version: "0.1.0".into(),
             watches: 5,
             watch_buffer_bytes,
-            telemetry: Telemetry::default(),
+            telemetry,
             directory: Directory::alone(handle.clone()),
             placement,
             away: Away::new(node("here-1"), CLUSTER, b"secret", &[]),

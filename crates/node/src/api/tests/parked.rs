@@ -26,7 +26,7 @@ fn client(world: &World) -> Client {
 }
 
 /// A change by the peer.
-fn change(scope: &str, key: &str, seq: u64, body: Body) -> Change {
+pub(super) fn change(scope: &str, key: &str, seq: u64, body: Body) -> Change {
     Change {
         scope: scope.into(),
         scope_incarnation: 0,
@@ -51,14 +51,14 @@ fn of_key(scope: &str, key: &str) -> tropism_placement::ShardId {
     shard(scope, tropism_placement::shard_index(key, spread))
 }
 
-fn raw(json: &str) -> Bytes {
+pub(super) fn raw(json: &str) -> Bytes {
     let mut made = Document::empty(&foreign_origin().to_bytes());
     let json = parse(json.as_bytes(), &JsonLimits::default()).unwrap();
     made.replace(&json, None, &Paths::default(), 0).unwrap().unwrap().into()
 }
 
 /// The peer's link stands and brings these changes.
-async fn receive(world: &World, changes: &[Change]) {
+pub(super) async fn receive(world: &World, changes: &[Change]) {
     let peer = foreign_origin().node;
     let hello = Hello {
         node: peer,

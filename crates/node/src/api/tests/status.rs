@@ -15,7 +15,7 @@ async fn status(world: &World) -> v1::GetStatusResponse {
 }
 
 /// The status when something holds of it.
-async fn status_when(world: &World, holds: impl Fn(&v1::GetStatusResponse) -> bool) -> v1::GetStatusResponse {
+pub(super) async fn status_when(world: &World, holds: impl Fn(&v1::GetStatusResponse) -> bool) -> v1::GetStatusResponse {
     for _ in 0..400 {
         let status = status(world).await;
         if holds(&status) {
