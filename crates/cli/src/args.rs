@@ -12,6 +12,10 @@ use tropism_wire::limits::{MAX_DEADLINE, MAX_STAMPS};
 
 use crate::commands::patch::operation;
 
+mod see;
+
+pub(crate) use see::{Conflicts, History};
+
 /// Version and commit of the program.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TROPISM_COMMIT"), ")");
 
@@ -37,6 +41,10 @@ pub(crate) enum Command {
     Put(Put),
     /// Print the value of a key.
     Get(Get),
+    /// Print the changes of a key, the newest first: who, where, when.
+    History(History),
+    /// List the values that a merge hid, and take one of them.
+    Conflicts(Conflicts),
     /// Edit a document, all operations or none.
     Patch(Patch),
     /// Add to a counter and print the sum.
@@ -165,10 +173,14 @@ pub(crate) struct Put {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  tropism get shop/carts alice --from dallas")]
+#[command(after_help = "Examples:\n  tropism get shop/carts alice --from dallas\n  \
+                        tropism get shop/carts alice --at 5m")]
 pub(crate) struct Get {
     #[command(flatten)]
     pub(crate) place: Place,
+    /// As it was: at a version, at a moment like 2030-01-31T12:00:00Z, or this long ago, like 5m.
+    #[arg(long, value_name = "WHEN", value_parser = see::at)]
+    pub(crate) at: Option<v1::get_at_request::At>,
     /// Print the version and a tab before the value.
     #[arg(long)]
     pub(crate) show_version: bool,
@@ -808,6 +820,8 @@ impl Command {
         match self {
             Command::Put(Put { connection, .. })
             | Command::Get(Get { connection, .. })
+            | Command::History(History { connection, .. })
+            | Command::Conflicts(Conflicts { connection, .. })
             | Command::Patch(Patch { connection, .. })
             | Command::Incr(Incr { connection, .. })
             | Command::Delete(Delete { connection, .. })

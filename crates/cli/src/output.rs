@@ -309,6 +309,14 @@ pub(crate) fn moment(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1_000)
 }
 
+/// [`moment`] to the second, which is all that is known of some; as `--at` reads it.
+pub(crate) fn moment_to_second(unix_ms: u64) -> String {
+    let mut text = moment(unix_ms);
+    text.truncate(text.len().saturating_sub(".000Z".len()));
+    text.push('Z');
+    text
+}
+
 /// A number of bytes for people.
 pub(crate) fn size(bytes: u64) -> String {
     let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];

@@ -309,3 +309,66 @@ fn parked_keys_of_a_node_are_listed_shown_tried_again_and_dropped() {
     // What a status says is up to a tenth of a second old.
     eventually("status says what was dropped", || said(&["status"], 0).contains("dropped here by hand"));
 }
+
+/// The objects that a command prints, one a line.
+fn objects(text: &str) -> Vec<serde_json::Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn what_regions_write_apart_is_told_alike_everywhere_and_decided_by_one_command() {
+    let world = World::start();
+    world.ok(&["put", "shop/carts", "alice", r#"{"note":"hi"}"#, "--from", "tokyo"]);
+    world.everywhere("shop/carts", "alice", r#"{"note":"hi"}"#);
+    for other in ["dallas", "frankfurt"] {
+        world.ok(&["dev", "link", "cut", "tokyo", other]);
+    }
+    for region in ["tokyo", "dallas"] {
+        let note = format!("set /note \"{region}\"");
+        let object = format!("set /by {{\"region\":\"{region}\"}}");
+        world.ok(&["patch", "shop/carts", "alice", "--op", &note, "--op", &object, "--from", region]);
+        world.ok(&["put", "cache/pages", "home", "--text", region, "--from", region]);
+    }
+    for other in ["dallas", "frankfurt"] {
+        world.ok(&["dev", "link", "heal", "tokyo", other]);
+    }
+
+    let listed =
+        |scope: &str, region: &str| objects(&world.ok(&["conflicts", scope, "--json", "--from", region]));
+    for (scope, count) in [("shop/carts", 2), ("cache/pages", 1)] {
+        for region in REGIONS {
+            eventually(&format!("{region} lists what was hidden in {scope}"), || {
+                listed(scope, region).len() == count
+            });
+        }
+        let first = listed(scope, REGIONS[0]);
+        for region in REGIONS {
+            assert_eq!(listed(scope, region), first, "{scope} in {region}, ids and all");
+        }
+    }
+
+    // The hidden object, as a whole, and what is shown of the note: then both are decided.
+    let found = listed("shop/carts", "dallas");
+    let at = |path: &str| found.iter().find(|conflict| conflict["path"] == path).unwrap();
+    let id = |path: &str| at(path)["id"].as_str().unwrap().to_owned();
+    let (hidden, shown) = (at("/by")["hidden"]["value"].clone(), at("/note")["shown"]["value"].clone());
+    world.ok(&["conflicts", "shop/carts", "--take", &id("/by"), "--from", "frankfurt"]);
+    let frankfurt = ["conflicts", "shop/carts", "--keep", &id("/note"), "--from", "frankfurt"];
+    world.ok(&frankfurt);
+    world.everywhere("shop/carts", "alice", &format!("{{\"by\":{hidden},\"note\":{shown}}}"));
+    let page = listed("cache/pages", "dallas").remove(0);
+    world.ok(&["conflicts", "cache/pages", "--take", page["id"].as_str().unwrap(), "--from", "dallas"]);
+    world.everywhere("cache/pages", "home", page["hidden"]["value"]["text"].as_str().unwrap());
+    for region in REGIONS {
+        assert!(listed("shop/carts", region).is_empty() && listed("cache/pages", region).is_empty());
+    }
+    let again = world.run(&frankfurt);
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("any more"));
+
+    // Who did what, and the document as it was.
+    let changes = objects(&world.ok(&["history", "shop/carts", "alice", "--json", "--from", "frankfurt"]));
+    assert_eq!(changes.len(), 5);
+    assert_eq!(changes[0]["region"], "frankfurt");
+    let first = changes[4]["version"].as_str().unwrap();
+    assert_eq!(world.ok(&["get", "shop/carts", "alice", "--at", first]), r#"{"note":"hi"}"#);
+}

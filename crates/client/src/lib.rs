@@ -17,6 +17,7 @@
 mod client;
 mod connection;
 mod error;
+mod history;
 mod stream;
 mod types;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use bytes::Bytes;
 use serde_json::json;
 use tropism_client::v1::Kind;
+use tropism_client::v1::get_at_request::At;
 use tropism_client::{Client, Entry, Expiry, Precondition, PutOptions, Reason, Register, Value, Written};
 use tropism_crdt::json::{JsonLimits, parse};
 use tropism_wire::error::echo;
@@ -79,7 +80,10 @@ pub(super) async fn put(args: Put, out: &mut Output) -> Result<(), Failure> {
 /// `get`: the value alone.
 pub(super) async fn get(args: &Get, out: &mut Output) -> Result<(), Failure> {
     let client = connect(&args.connection).await?;
-    let entry = visible(&client, &args.place).await?;
+    let entry = match &args.at {
+        None => visible(&client, &args.place).await?,
+        Some(at) => as_it_was(&client, &args.place, at).await?,
+    };
     if out.json {
         return out.object(&EntryJson::from(&entry));
     }
@@ -163,6 +167,14 @@ async fn visible(client: &Client, Place { scope, key }: &Place) -> Result<Entry,
             Err(Failure::Failed(format!("not found: {} is not visible in {scope}, says {region}", echo(key))))
         }
     }
+}
+
+/// The entry of a key as it was.
+async fn as_it_was(client: &Client, Place { scope, key }: &Place, at: &At) -> Result<Entry, Failure> {
+    let found = client.get_at(scope, key, at.clone()).await?;
+    let region = found.answered.region;
+    let nothing = || format!("not found: {} had nothing to show in {scope} then, says {region}", echo(key));
+    found.entry.ok_or_else(|| Failure::Failed(nothing()))
 }
 
 /// What a write tells: nothing, unless it is asked for.

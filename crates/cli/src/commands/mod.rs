@@ -1,7 +1,9 @@
 //! What each command does.
 
+mod conflicts;
 mod demo;
 mod dev;
+mod history;
 mod keys;
 mod load;
 mod parked;
@@ -34,6 +36,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Put(args) => wait(keys::put(args, &mut out)),
         Command::Get(args) => wait(keys::get(&args, &mut out)),
+        Command::History(args) => wait(history::history(&args, &mut out)),
+        Command::Conflicts(args) => wait(conflicts::conflicts(args, &mut out)),
         Command::Patch(args) => wait(patch::patch(args, &mut out)),
         Command::Incr(args) => wait(keys::incr(&args, &mut out)),
         Command::Delete(args) => wait(keys::delete(args, &mut out)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tropism_client::{Answered, Effect, Entry, Error, Problem, Reason, Register, Value, Written};
 use tropism_crdt::Stamp;
 
-use super::{EntryJson, Failure, WrittenJson, hex, size, stamp, table, time};
+use super::{EntryJson, Failure, WrittenJson, hex, moment_to_second, size, stamp, table, time};
 
 fn entry(value: Value) -> Entry {
     Entry {
@@ -128,4 +128,19 @@ fn people_read_times_sizes_and_aligned_tables() {
         "a     long  x\ncaf\u{e9}  b\n"
     );
     assert_eq!(hex(&[0, 10, 255]), "000aff");
+}
+
+#[test]
+fn a_moment_is_written_as_it_is_read() {
+    for (ms, text) in [
+        (0, "1970-01-01T00:00:00Z"),
+        (951_782_399_000, "2000-02-28T23:59:59Z"),
+        (951_868_799_999, "2000-02-29T23:59:59Z"),
+        (1_896_091_200_000, "2030-01-31T12:00:00Z"),
+        (4_107_542_399_000, "2100-02-28T23:59:59Z"),
+        (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+    ] {
+        assert_eq!(moment_to_second(ms), text);
+    }
+    assert!(moment_to_second(u64::MAX).ends_with('Z'), "whatever a node sends");
 }

@@ -1,0 +1,106 @@
+//! Arguments of the commands that look at the past.
+
+use std::time::Duration;
+
+use clap::ArgGroup;
+use tropism_client::v1::get_at_request::At;
+use tropism_wire::error::echo;
+
+use super::{Connection, Place, Safety, key, moment, scope_name, ttl, version};
+use crate::output::now_ms;
+
+/// Longest text that is taken for a time span, and not for the digits of a version.
+const LONGEST_SPAN: usize = 8;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  tropism history shop/carts alice\n  \
+                        tropism get shop/carts alice --at VERSION     the document as that change left it")]
+pub(crate) struct History {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Most changes to print, the newest first.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    group = ArgGroup::new("decision").args(["take", "keep"]),
+    after_help = "Examples:\n  tropism conflicts shop/carts\n  \
+                  tropism conflicts shop/carts --take 0123456789abcdef     show the hidden value instead\n  \
+                  tropism conflicts shop/carts --keep 0123456789abcdef     what is shown is right"
+)]
+pub(crate) struct Conflicts {
+    /// The scope, like shop/carts.
+    #[arg(value_parser = scope_name)]
+    pub(crate) scope: String,
+    /// Only this key.
+    #[arg(value_parser = key)]
+    pub(crate) key: Option<String>,
+    /// Show the hidden value of this conflict instead of what is shown.
+    #[arg(long, value_name = "ID", value_parser = conflict_id)]
+    pub(crate) take: Option<String>,
+    /// Let what is shown stand, and the conflict be over.
+    #[arg(long, value_name = "ID", value_parser = conflict_id)]
+    pub(crate) keep: Option<String>,
+    #[command(flatten)]
+    pub(crate) safety: Safety,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+/// The id of a conflict as it is printed.
+fn conflict_id(text: &str) -> Result<String, String> {
+    let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if text.len() == 16 && digits {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{} must be the 16 hexadecimal digits that `tropism conflicts SCOPE` prints", echo(text)))
+}
+
+/// A version in hexadecimal, a moment, or how long ago.
+pub(super) fn at(text: &str) -> Result<At, String> {
+    if text.contains(['-', '@', ':']) {
+        return moment(text).map(At::TimeMs);
+    }
+    if text.len() <= LONGEST_SPAN {
+        let ago = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        return ttl(text).map(|span| At::TimeMs(now_ms().saturating_sub(ago(span)))).map_err(|_| {
+            format!(
+                "{} must be a version as `tropism history` prints it, a moment like 2030-01-31T12:00:00Z or \
+                 @1900000000, or how long ago, like 5m",
+                echo(text)
+            )
+        });
+    }
+    version(text).map(|version| At::Version(version.0.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a failed assumption of a test is a failed test
+    use super::*;
+
+    #[test]
+    fn a_version_a_moment_and_a_span_are_told_apart() {
+        assert_eq!(at("2030-01-31T12:00:00Z").unwrap(), At::TimeMs(1_896_091_200_000));
+        assert_eq!(at("@1900000000").unwrap(), At::TimeMs(1_900_000_000_000));
+        assert!(matches!(at("7d").unwrap(), At::TimeMs(ms) if ms < now_ms()));
+        let text = format!("0001{}", "ab".repeat(32));
+        assert!(matches!(at(&text).unwrap(), At::Version(bytes) if bytes.len() == 34));
+        for bad in ["", "abc", "yesterday", "2030-13-31T12:00:00Z", "0001zz00112233445566"] {
+            assert!(at(bad).is_err(), "{bad}");
+        }
+        assert!(at("soon").unwrap_err().contains("\"soon\""));
+    }
+
+    #[test]
+    fn a_conflict_is_named_by_sixteen_digits() {
+        assert!(conflict_id("0123456789abcdef").is_ok());
+        for bad in ["", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef0", "0123456789abcdeg"] {
+            assert!(conflict_id(bad).unwrap_err().contains("16 hexadecimal"), "{bad}");
+        }
+    }
+}

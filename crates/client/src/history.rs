@@ -1,0 +1,53 @@
+//! The past of keys: who changed them, what they were, and what a merge hid.
+
+use tonic::transport::Channel;
+use tropism_wire::limits::MAX_MESSAGE_BYTES;
+use tropism_wire::v1;
+use tropism_wire::v1::history_service_client::HistoryServiceClient;
+
+use crate::client::Client;
+use crate::connection::Nature;
+use crate::error::Error;
+use crate::types::{Entry, Found};
+
+impl Client {
+    /// A page of the changes of a key, the newest first. The session's token is filled in; of several nodes the answering
+    /// one may change from page to page, since members tell the same.
+    pub async fn history(&self, request: v1::GetHistoryRequest) -> Result<v1::GetHistoryResponse, Error> {
+        let request = v1::GetHistoryRequest { token: self.token(), ..request };
+        let call = |channel, request| async move { history(channel).get_history(request).await };
+        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        self.keep(answer.answer.clone());
+        Ok(answer)
+    }
+
+    /// The value of a key as it was at a version or at a time; no entry when it had nothing to show then.
+    pub async fn get_at(&self, scope: &str, key: &str, at: v1::get_at_request::At) -> Result<Found, Error> {
+        let request = v1::GetAtRequest {
+            scope: scope.to_owned(),
+            key: key.to_owned(),
+            token: self.token(),
+            at: Some(at),
+        };
+        let call = |channel, request| async move { history(channel).get_at(request).await };
+        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answered = self.keep(answer.answer);
+        Ok(Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered })
+    }
+
+    /// A page of the values of a scope, or of a key, that a merge hid. The session's token is filled in.
+    pub async fn conflicts(
+        &self,
+        request: v1::ListConflictsRequest,
+    ) -> Result<v1::ListConflictsResponse, Error> {
+        let request = v1::ListConflictsRequest { token: self.token(), ..request };
+        let call = |channel, request| async move { history(channel).list_conflicts(request).await };
+        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        self.keep(answer.answer.clone());
+        Ok(answer)
+    }
+}
+
+fn history(channel: Channel) -> HistoryServiceClient<Channel> {
+    HistoryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
