@@ -14,7 +14,7 @@ use crate::commands::patch::operation;
 
 mod see;
 
-pub(crate) use see::{Conflicts, History};
+pub(crate) use see::{Conflicts, History, Top};
 
 /// Version and commit of the program.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TROPISM_COMMIT"), ")");
@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Stamp(Stamp),
     /// Show nodes, stores and links.
     Status(Status),
+    /// Show what nodes do, refreshed every second.
+    Top(Top),
     /// Look after parked keys: those that a node cannot show.
     Parked(Parked),
     /// List scopes.
@@ -832,6 +834,7 @@ impl Command {
             | Command::Load(Load { connection, .. })
             | Command::Stamp(Stamp { connection, .. })
             | Command::Status(Status { connection, .. })
+            | Command::Top(Top { connection, .. })
             | Command::Scopes(Scopes { connection, .. })
             | Command::TraceWrite(TraceWrite { connection, .. })
             | Command::Verify(Verify { connection, .. }) => connection.json,

@@ -371,4 +371,6 @@ fn what_regions_write_apart_is_told_alike_everywhere_and_decided_by_one_command(
     assert_eq!(changes[0]["region"], "frankfurt");
     let first = changes[4]["version"].as_str().unwrap();
     assert_eq!(world.ok(&["get", "shop/carts", "alice", "--at", first]), r#"{"note":"hi"}"#);
+    let frame = world.ok(&["top", "--once"]);
+    assert!(REGIONS.iter().all(|region| frame.contains(&format!("{region}-1"))), "{frame}");
 }

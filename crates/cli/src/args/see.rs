@@ -1,4 +1,4 @@
-//! Arguments of the commands that look at the past.
+//! Arguments of the commands that look at the past and at what is going on.
 
 use std::time::Duration;
 
@@ -47,6 +47,16 @@ pub(crate) struct Conflicts {
     pub(crate) keep: Option<String>,
     #[command(flatten)]
     pub(crate) safety: Safety,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  tropism top\n  tropism top --once     one frame, as into a pipe")]
+pub(crate) struct Top {
+    /// Print one frame and end.
+    #[arg(long)]
+    pub(crate) once: bool,
     #[command(flatten)]
     pub(crate) connection: Connection,
 }

@@ -316,7 +316,7 @@ fn budget_json(budget: &BudgetStatus) -> Value {
     })
 }
 
-fn node_state(state: NodeState) -> &'static str {
+pub(super) fn node_state(state: NodeState) -> &'static str {
     match state {
         NodeState::Starting => "starting",
         NodeState::WaitingForClock => "waits for its clock",
@@ -328,7 +328,7 @@ fn node_state(state: NodeState) -> &'static str {
     }
 }
 
-fn link_state(state: LinkState) -> &'static str {
+pub(super) fn link_state(state: LinkState) -> &'static str {
     match state {
         LinkState::Connecting => "connecting",
         LinkState::CatchingUp => "catching up",

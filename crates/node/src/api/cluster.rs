@@ -256,6 +256,7 @@ impl Inner {
             status.links.iter().zip(backlogs).map(|(link, backlog)| self.link(link, backlog)).collect();
         links.sort_by(|a, b| a.peer.cmp(&b.peer));
         Ok(v1::GetStatusResponse {
+            calls: Some(self.calls()),
             disputed_places: status.disputed_places,
             node: Some(self.node_status(&published)),
             store: Some(v1::StoreStatus {
@@ -391,6 +392,12 @@ impl Inner {
                 None => "no connection".to_owned(),
             },
         }
+    }
+
+    /// What clients did.
+    fn calls(&self) -> v1::CallCounts {
+        let (writes, reads, failed) = self.telemetry.metrics().of_clients();
+        v1::CallCounts { writes, reads, failed }
     }
 
     fn peers_far_behind(&self, published: &Published) -> u32 {

@@ -37,6 +37,10 @@ pub(super) const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
+/// The service of keys and values, and its methods that read.
+const KEYS: &str = "tropism.v1.StateService";
+const READS: &[&str] = &["Get", "BatchGet", "Scan"];
+
 /// In a second.
 const MILLIS: f64 = 1e3;
 const MICROS: f64 = 1e6;
@@ -166,6 +170,21 @@ impl Metrics {
                 lag.record(now_ms.saturating_sub(stamp.unix_ms()));
             }
         }
+    }
+
+    /// Clients' writes that are durable, calls that read and were answered well, and calls about keys that were not
+    /// answered well.
+    pub(crate) fn of_clients(&self) -> (u64, u64, u64) {
+        let of_keys = METHODS.iter().zip(&self.methods).filter(|((service, _), _)| *service == KEYS);
+        let (mut reads, mut failed) = (0, 0);
+        for ((_, name), method) in of_keys {
+            let counts = || method.ended.iter().map(|ended| ended.load(Ordering::Relaxed));
+            if READS.contains(name) {
+                reads += counts().next().unwrap_or(0); // the first code is that of a good answer
+            }
+            failed += counts().skip(1).sum::<u64>();
+        }
+        (self.commit_writes.sum.load(Ordering::Relaxed), reads, failed)
     }
 
     /// Writes down everything that was counted.
@@ -334,6 +353,8 @@ pub(crate) mod tests {
         }
         let told = text(&metrics);
         assert!(!told.contains("Secret"), "nobody makes up names");
+        metrics.committed(3, Duration::ZERO);
+        assert_eq!(metrics.of_clients(), (3, 2, 2), "writes, reads, and a put and a watch that failed");
         assert!(
             told.contains(
                 "duration_seconds_count{rpc_method=\"tropism.v1.StateService/Get\",outcome=\"ok\"} 2"

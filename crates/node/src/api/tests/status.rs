@@ -15,7 +15,10 @@ async fn status(world: &World) -> v1::GetStatusResponse {
 }
 
 /// The status when something holds of it.
-pub(super) async fn status_when(world: &World, holds: impl Fn(&v1::GetStatusResponse) -> bool) -> v1::GetStatusResponse {
+pub(super) async fn status_when(
+    world: &World,
+    holds: impl Fn(&v1::GetStatusResponse) -> bool,
+) -> v1::GetStatusResponse {
     for _ in 0..400 {
         let status = status(world).await;
         if holds(&status) {
@@ -95,4 +98,16 @@ async fn a_refused_link_is_shown_with_its_reason() {
     let warnings: Vec<&str> = after.warnings.iter().map(|warning| warning.name.as_str()).collect();
     assert_eq!(warnings, ["link_refused", "not_durable"]);
     assert!(line.refuse("something else", 7));
+}
+
+#[tokio::test]
+async fn what_clients_did_is_counted() {
+    let world = World::new().await;
+    world.put("cache/pages", "a", "1").await;
+    world.put("cache/pages", "b", "2").await;
+    world.get("cache/pages", "a").await;
+    let refused = put_request("far/away", "a", register("1"));
+    world.client.clone().put(refused).await.unwrap_err();
+    let calls = status_when(&world, |status| status.calls.is_some_and(|calls| calls.failed > 0)).await.calls;
+    assert_eq!(calls, Some(v1::CallCounts { writes: 2, reads: 1, failed: 1 }));
 }
