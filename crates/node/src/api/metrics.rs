@@ -77,6 +77,15 @@ fn of_status(status: &v1::GetStatusResponse, now_ms: u64, sheet: &mut Sheet) {
     for scope in status.degraded_scopes.iter().take(SCOPES_SHOWN) {
         sheet.gauge(&names::DEGRADED, &[&scope.scope], scope.keys as f64);
     }
+    if let Some(directory) = &status.directory {
+        sheet.gauge(&names::DIRECTORY_REVISION, &[], directory.revision as f64);
+        sheet.gauge(&names::DIRECTORY_INFORMED, &[], one(directory.informed));
+        sheet.gauge(&names::DIRECTORY_LEADER, &[], one(!directory.leader.is_empty()));
+        sheet.gauge(&names::DIRECTORY_VOTERS, &[], directory.voters.len() as f64);
+        sheet.gauge(&names::DIRECTORY_WAITING, &[], one(!directory.waiting.is_empty()));
+        sheet.gauge(&names::PLACEMENT_STORED, &[], directory.stored_records as f64);
+        sheet.gauge(&names::PLACEMENT_MOVING, &[], directory.moving.len() as f64);
+    }
     for cache in &status.caches {
         sheet.gauge(&names::CACHE_BYTES, &[&cache.name], cache.bytes as f64);
         sheet.gauge(&names::CACHE_LIMIT, &[&cache.name], cache.limit_bytes as f64);
@@ -242,6 +251,38 @@ mod tests {
 
     fn has(text: &str, line: &str) -> bool {
         text.lines().any(|found| found == line)
+    }
+
+    #[test]
+    fn the_directory_is_told_as_the_node_follows_it() {
+        let directory = v1::DirectoryStatus {
+            voters: vec!["a-1".into(), "b-1".into(), "c-1".into()],
+            leader: String::new(),
+            revision: 7,
+            informed: true,
+            waiting: "no majority".into(),
+            stored_records: 4,
+            moving: vec!["shop/carts".into()],
+        };
+        let status = v1::GetStatusResponse { directory: Some(directory), ..v1::GetStatusResponse::default() };
+        let mut sheet = Sheet::default();
+        of_status(&status, 10_000, &mut sheet);
+        let told = sheet.text(true).0;
+        for line in [
+            "tropism_directory_revision 7.0",
+            "tropism_directory_informed 1.0",
+            "tropism_directory_leader_known 0.0",
+            "tropism_directory_voters 3.0",
+            "tropism_directory_waiting 1.0",
+            "tropism_placement_stored_records 4.0",
+            "tropism_placement_moving_scopes 1.0",
+        ] {
+            assert!(has(&told, line), "{line}\n{told}");
+        }
+        assert!(
+            !told.contains("shop/carts") && !told.contains("majority"),
+            "names and texts are in `status`"
+        );
     }
 
     #[test]

@@ -398,6 +398,13 @@ metrics! {
         &[],
         "How far the store is filled by its peers; absent when it need not be.",
     );
+    DIRECTORY_REVISION = gauge("tropism_directory_revision", &[], "The revision of the directory that the node follows.");
+    DIRECTORY_INFORMED = gauge("tropism_directory_informed", &[], "1 once the node has heard, since its start, of everything that the directory had at some time.");
+    DIRECTORY_LEADER = gauge("tropism_directory_leader_known", &[], "1 while the node knows who leads the voters.");
+    DIRECTORY_VOTERS = gauge("tropism_directory_voters", &[], "Nodes that vote, as far as the node knows.");
+    DIRECTORY_WAITING = gauge("tropism_directory_waiting", &[], "1 while placement cannot change, as far as the node knows; `status` says why.");
+    PLACEMENT_STORED = gauge("tropism_placement_stored_records", &[], "Scopes with a record of their own: that are not where their rule says, or were.");
+    PLACEMENT_MOVING = gauge("tropism_placement_moving_scopes", &[], "Scopes on their way to other regions, counted up to 100.");
 }
 
 /// Service and method of a path; [`OTHER`] for what is not in the list, so that no caller makes up names.
