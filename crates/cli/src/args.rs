@@ -14,7 +14,7 @@ use crate::commands::patch::operation;
 
 mod see;
 
-pub(crate) use see::{Conflicts, History, Top};
+pub(crate) use see::{Conflicts, History, Telemetry, TelemetryAction, TelemetrySet, TelemetryShow, Top};
 
 /// Version and commit of the program.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TROPISM_COMMIT"), ")");
@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Show what nodes do, refreshed every second.
     Top(Top),
+    /// Show or change what nodes log and sample, while they run.
+    Telemetry(Telemetry),
     /// Look after parked keys: those that a node cannot show.
     Parked(Parked),
     /// List scopes.
@@ -852,6 +854,10 @@ impl Command {
                 ) => connection.json,
             },
             Command::Placement(Placement { action: PlacementAction::Log(log) }) => log.connection.json,
+            Command::Telemetry(Telemetry { action }) => match action {
+                TelemetryAction::Show(TelemetryShow { at })
+                | TelemetryAction::Set(TelemetrySet { at, .. }) => at.connection.json,
+            },
             Command::Parked(Parked { action }) => match action {
                 ParkedAction::List(ParkedList { at, .. })
                 | ParkedAction::Show(ParkedShow { at, .. })

@@ -1,8 +1,9 @@
-//! The past of keys: who changed them, what they were, and what a merge hid.
+//! What is looked at: the past of keys, what a merge hid, and what a node tells of itself.
 
 use tonic::transport::Channel;
 use tropism_wire::limits::MAX_MESSAGE_BYTES;
 use tropism_wire::v1;
+use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::history_service_client::HistoryServiceClient;
 
 use crate::client::Client;
@@ -45,6 +46,18 @@ impl Client {
         let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
         self.keep(answer.answer.clone());
         Ok(answer)
+    }
+}
+
+impl Client {
+    /// What the answering node logs and samples, changed first as far as the request says so.
+    pub async fn set_telemetry(
+        &self,
+        request: &v1::SetTelemetryRequest,
+    ) -> Result<v1::SetTelemetryResponse, Error> {
+        let call =
+            |channel, request| async move { ClusterServiceClient::new(channel).set_telemetry(request).await };
+        self.nodes.call(Nature::Read, self.timeout, request, call).await
     }
 }
 

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
@@ -56,7 +56,7 @@ const TARGET: &str = "tropism::trace";
 /// that is open for hours while a region is cut off helps nobody.
 pub const LATE: Duration = Duration::from_secs(10);
 /// What [`Telemetry::server`] draws from.
-const MILLION: u32 = 1_000_000;
+pub(crate) const MILLION: u32 = 1_000_000;
 
 /// Where spans go (by default nowhere, not even to be kept), and what is counted. Cheap to clone.
 #[derive(Clone, Default)]
@@ -77,7 +77,7 @@ struct On {
     dispatch: Dispatch,
     tracer: SdkTracer,
     /// Calls of a million that are sampled without being asked to.
-    sampling_ppm: u32,
+    sampling_ppm: AtomicU32,
     counts: Arc<Counts>,
     /// Whether spans go to a collector.
     exports: bool,
@@ -146,6 +146,18 @@ impl Telemetry {
         sheet.counter(&names::MALFORMED, &[], self.malformed());
     }
 
+    /// How many of a million calls are sampled without being asked to, and whether there is a collector to send them to.
+    pub(crate) fn sampling(&self) -> (u32, bool) {
+        self.on.as_ref().map_or((0, false), |on| (on.sampling_ppm.load(Ordering::Relaxed), on.exports))
+    }
+
+    /// Samples so many of a million calls from now on, at most all; without a collector none, as before.
+    pub(crate) fn set_sampling(&self, sampling_ppm: u32) {
+        if let Some(on) = self.on.as_ref().filter(|on| on.exports) {
+            on.sampling_ppm.store(sampling_ppm.min(MILLION), Ordering::Relaxed);
+        }
+    }
+
     /// Calls whose `traceparent` was none.
     pub fn malformed(&self) -> u64 {
         self.malformed.load(Ordering::Relaxed)
@@ -193,7 +205,8 @@ impl Telemetry {
             Incoming::Unsampled => return None,
             Incoming::Sampled(context) => Some(context),
             Incoming::Absent | Incoming::Malformed => {
-                let drawn = on.sampling_ppm > 0 && rand::random_range(0..MILLION) < on.sampling_ppm;
+                let sampling_ppm = on.sampling_ppm.load(Ordering::Relaxed);
+                let drawn = sampling_ppm > 0 && rand::random_range(0..MILLION) < sampling_ppm;
                 drawn.then_some(())?;
                 None
             }
@@ -283,6 +296,7 @@ impl On {
             .with_context_activation(false);
         let only_ours = Targets::new().with_target(TARGET, Level::INFO);
         let dispatch = Dispatch::new(tracing_subscriber::registry().with(only_ours).with(layer));
+        let sampling_ppm = AtomicU32::new(sampling_ppm);
         Self { dispatch, tracer, sampling_ppm, counts, exports: false, recent: Recent::default() }
     }
 

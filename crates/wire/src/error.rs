@@ -123,6 +123,8 @@ reasons! {
     BadRegions = InvalidArgument "BAD_REGIONS",
     /// A durability names a number of regions that makes no sense.
     BadDurability = InvalidArgument "BAD_DURABILITY",
+    /// A text is no filter of a log, or too long.
+    BadLogFilter = InvalidArgument "BAD_LOG_FILTER",
     /// A deadline in the metadata cannot be read.
     BadDeadline = InvalidArgument "BAD_DEADLINE",
 

@@ -49,7 +49,7 @@ fn the_descriptors_list_the_services_and_their_methods() {
     assert_eq!(methods("PlacementService"), "ExplainScope ListPlacementEvents");
     assert_eq!(methods("HistoryService"), "GetHistory GetAt ListConflicts");
     assert_eq!(methods("ParkedService"), "ListParked GetParked RetryParked DropParked");
-    assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes ListSpans");
+    assert_eq!(methods("ClusterService"), "GetStatus ListRegions ListNodes ListSpans SetTelemetry");
     assert_eq!(methods("PeerService"), "Link");
     assert_eq!(methods("DirectoryService"), "Ask");
 }

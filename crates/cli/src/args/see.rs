@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use clap::ArgGroup;
+use clap::{ArgGroup, Subcommand};
 use tropism_client::v1::get_at_request::At;
 use tropism_wire::error::echo;
 
-use super::{Connection, Place, Safety, key, moment, scope_name, ttl, version};
+use super::{AtNode, Connection, Place, Safety, key, moment, scope_name, ttl, version};
 use crate::output::now_ms;
 
 /// Longest text that is taken for a time span, and not for the digits of a version.
@@ -61,6 +61,58 @@ pub(crate) struct Top {
     pub(crate) connection: Connection,
 }
 
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  tropism telemetry show\n  \
+                        tropism telemetry set --log debug --node tokyo-1\n  \
+                        tropism telemetry set --sampling 0.1 --all-nodes\n\n\
+                        What is set holds until the node starts again.")]
+pub(crate) struct Telemetry {
+    #[command(subcommand)]
+    pub(crate) action: TelemetryAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TelemetryAction {
+    /// Print what nodes log and sample.
+    #[command(after_help = "Example:\n  tropism telemetry show")]
+    Show(TelemetryShow),
+    /// Change what a node logs and samples, until it starts again.
+    #[command(
+        after_help = "Example:\n  tropism telemetry set --log info,tropism_replica=debug --node tokyo-1"
+    )]
+    Set(TelemetrySet),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TelemetryShow {
+    #[command(flatten)]
+    pub(crate) at: AtNode,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["sampling", "log"]))]
+pub(crate) struct TelemetrySet {
+    /// The share of calls without a decision of their client that are sampled, 0 to 1.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(crate) sampling: Option<u32>,
+    /// Filters of the log: a level (error, warn, info, debug, trace), or target=level, joined by commas.
+    #[arg(long, value_name = "FILTERS")]
+    pub(crate) log: Option<String>,
+    /// At every node, not one.
+    #[arg(long, conflicts_with = "node")]
+    pub(crate) all_nodes: bool,
+    #[command(flatten)]
+    pub(crate) at: AtNode,
+}
+
+/// A share of 1, in millionths.
+fn share(text: &str) -> Result<u32, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok((share * 1e6).round() as u32), // at most a million
+        _ => Err(format!("{} must be a number from 0 to 1, like 0.01", echo(text))),
+    }
+}
+
 /// The id of a conflict as it is printed.
 fn conflict_id(text: &str) -> Result<String, String> {
     let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -104,6 +156,14 @@ mod tests {
             assert!(at(bad).is_err(), "{bad}");
         }
         assert!(at("soon").unwrap_err().contains("\"soon\""));
+    }
+
+    #[test]
+    fn a_share_is_from_none_to_all() {
+        assert_eq!(["0", "0.01", "1", "1e-6"].map(share), [Ok(0), Ok(10_000), Ok(1_000_000), Ok(1)]);
+        for bad in ["", "-0.1", "1.01", "NaN", "inf", "half"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

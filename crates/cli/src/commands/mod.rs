@@ -13,6 +13,7 @@ mod range;
 mod scope;
 mod serve;
 mod status;
+mod telemetry;
 mod top;
 mod trace;
 mod verify;
@@ -50,6 +51,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Stamp(args) => wait(keys::stamp(&args, &mut out)),
         Command::Status(args) => wait(status::status(&args, &mut out)),
         Command::Top(args) => wait(top::top(&args, &mut out)),
+        Command::Telemetry(args) => wait(telemetry::telemetry(args, &mut out)),
         Command::Parked(args) => wait(parked::parked(args, &mut out)),
         Command::Scopes(args) => wait(scope::scopes(args, &mut out)),
         Command::Scope(args) => wait(scope::scope(args, &mut out)),

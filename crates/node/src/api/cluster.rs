@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tonic::{Request, Response, Status, async_trait};
+use tracing::info;
 use tropism_crdt::{MAX_OFFSET_MS, NodeId, Stamp};
 use tropism_placement::RegionName;
 use tropism_replica::limits::{FENCE_OFFSET_MS, PENDING_BYTES, WAITING_WRITES};
@@ -20,6 +21,7 @@ use super::{
     Api, CONCURRENT_CALLS, CONCURRENT_HISTORIES, CONCURRENT_SCANS, Call, Inner, cause, stopping, unreadable,
 };
 use crate::driver::{Published, wall_ms};
+use crate::telemetry::{MILLION, log};
 use crate::traffic::Line;
 
 /// Scopes on their way that are named, of all.
@@ -118,6 +120,37 @@ impl ClusterService for Api {
                 .collect(),
         });
         Ok(Response::new(v1::ListSpansResponse { spans: spans.collect() }))
+    }
+
+    async fn set_telemetry(
+        &self,
+        request: Request<v1::SetTelemetryRequest>,
+    ) -> Result<Response<v1::SetTelemetryResponse>, Status> {
+        let (_, v1::SetTelemetryRequest { node, sampling_ppm, log }) = Call::of(request)?;
+        self.addressed(&node)?;
+        if let Some(ppm) = sampling_ppm.filter(|ppm| *ppm > MILLION) {
+            let message = format!("sampling_ppm is {ppm}; of a million calls at most {MILLION} are sampled");
+            return Err(Problem::invalid_argument(Reason::BadNumber, "sampling_ppm", message).into());
+        }
+        if let Some(filters) = &log {
+            log::set_filters(filters).map_err(|error| {
+                let message = format!("log {} {error}", echo(filters));
+                Problem::invalid_argument(Reason::BadLogFilter, "log", message)
+            })?;
+            info!(filters, "the log was changed by a call");
+        }
+        if let Some(ppm) = sampling_ppm {
+            self.telemetry.set_sampling(ppm);
+            info!(ppm, "sampling was changed by a call");
+        }
+        let (sampling_ppm, exports) = self.telemetry.sampling();
+        Ok(Response::new(v1::SetTelemetryResponse {
+            node: self.node.as_str().to_owned(),
+            region: self.region.as_str().to_owned(),
+            sampling_ppm,
+            log: log::filters().unwrap_or_default(),
+            exports,
+        }))
     }
 }
 

@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::io::{self, IsTerminal};
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanContext;
 use serde_json::{Map, Value};
+use thiserror::Error;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -23,6 +24,7 @@ use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 
 use crate::config::{LogFormat, Telemetry};
 
@@ -35,17 +37,84 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Bytes of a text in a record, beyond which it is cut: our own are shorter.
 const TEXT_BYTES: usize = 4 << 10;
 
+/// Longest filters that are taken while the node runs, in bytes: dozens of targets.
+pub const MAX_FILTER_BYTES: usize = 1024;
+
+/// The filters in force, and how others are put in their place.
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+struct Filters {
+    text: Mutex<String>,
+    reload: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+}
+
+/// Filters that are not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FilterError {
+    /// The text has too many bytes.
+    #[error("has {0} bytes; at most {MAX_FILTER_BYTES} are taken")]
+    TooLong(usize),
+    /// The text is none.
+    #[error(
+        "is no filter: {0}; filters are a level (error, warn, info, debug, trace) or target=level, joined by commas"
+    )]
+    NoFilter(String),
+    /// The process has a log that is not this one.
+    #[error("cannot be set: the program that runs this node has a log of its own")]
+    NotOurs,
+}
+
 /// Writes what the process logs to stderr from now on. Once a process.
 pub fn init(config: &Telemetry) {
     // The configuration's filters are known to parse; the fallback says what the log's default is.
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.log));
-    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
+    let filter = parsed(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(config.log_format == LogFormat::Text && io::stderr().is_terminal())
         .event_format(Log::new(config.log_format))
-        .init();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    let reload = Box::new(move |filter| handle.reload(filter));
+    FILTERS.set(Filters { text: Mutex::new(config.log.clone()), reload }).ok(); // once a process
+    builder.init();
+}
+
+fn parsed(filters: &str) -> Result<EnvFilter, FilterError> {
+    EnvFilter::try_new(format!("{QUIET},{filters}")).map_err(|error| FilterError::NoFilter(error.to_string()))
+}
+
+/// The filters in force; `None` where the process has a log that is not this one.
+pub fn filters() -> Option<String> {
+    FILTERS.get().map(|filters| filters.text.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// Checks filters that are to be put in the place of those in force.
+///
+/// # Errors
+/// See [`FilterError`].
+pub fn check_filters(text: &str) -> Result<(), FilterError> {
+    if text.len() > MAX_FILTER_BYTES {
+        return Err(FilterError::TooLong(text.len()));
+    }
+    if text.trim().is_empty() {
+        return Err(FilterError::NoFilter("it is empty".to_owned()));
+    }
+    parsed(text)?;
+    if FILTERS.get().is_some() { Ok(()) } else { Err(FilterError::NotOurs) }
+}
+
+/// Logs by these filters from now on, in the whole process.
+///
+/// # Errors
+/// See [`FilterError`]; nothing is changed then.
+pub fn set_filters(text: &str) -> Result<(), FilterError> {
+    check_filters(text)?;
+    let Some(filters) = FILTERS.get() else { return Err(FilterError::NotOurs) };
+    let mut current = filters.text.lock().unwrap_or_else(PoisonError::into_inner);
+    (filters.reload)(parsed(text)?).map_err(|_| FilterError::NotOurs)?;
+    text.clone_into(&mut current);
+    Ok(())
 }
 
 thread_local! {

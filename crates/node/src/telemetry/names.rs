@@ -94,6 +94,7 @@ pub const METHODS: &[(&str, &str)] = &[
     ("tropism.v1.ClusterService", "ListRegions"),
     ("tropism.v1.ClusterService", "ListNodes"),
     ("tropism.v1.ClusterService", "ListSpans"),
+    ("tropism.v1.ClusterService", "SetTelemetry"),
 ];
 
 /// Those of them that answer with a stream.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tropism_crdt::NodeId;
 use tropism_storage::{MemoryEngine, Store};
+use tropism_wire::Reason;
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::{self, expiry::When};
 
-use super::{World, document, expiry, put_request, register};
+use super::{World, document, expiry, problem, put_request, register};
 
 async fn status(world: &World) -> v1::GetStatusResponse {
     let mut client = ClusterServiceClient::new(world.channel.clone());
@@ -110,4 +111,39 @@ async fn what_clients_did_is_counted() {
     world.client.clone().put(refused).await.unwrap_err();
     let calls = status_when(&world, |status| status.calls.is_some_and(|calls| calls.failed > 0)).await.calls;
     assert_eq!(calls, Some(v1::CallCounts { writes: 2, reads: 1, failed: 1 }));
+}
+
+#[tokio::test]
+async fn what_cannot_be_logged_or_sampled_is_refused_and_an_empty_request_asks() {
+    let world = World::new().await;
+    let set = |request| {
+        let mut client = ClusterServiceClient::new(world.channel.clone());
+        async move { client.set_telemetry(request).await.map(tonic::Response::into_inner) }
+    };
+    let ask = v1::SetTelemetryRequest::default();
+    let told = set(ask.clone()).await.unwrap();
+    assert_eq!((&*told.node, &*told.region, told.exports, told.sampling_ppm), ("here-1", "here", false, 0));
+    for (request, reason, field) in [
+        (
+            v1::SetTelemetryRequest { sampling_ppm: Some(1_000_001), ..ask.clone() },
+            Reason::BadNumber,
+            "sampling_ppm",
+        ),
+        (
+            v1::SetTelemetryRequest { log: Some("no=such=filter".into()), ..ask.clone() },
+            Reason::BadLogFilter,
+            "log",
+        ),
+        (v1::SetTelemetryRequest { log: Some(String::new()), ..ask.clone() }, Reason::BadLogFilter, "log"),
+        (v1::SetTelemetryRequest { log: Some("a,".repeat(600)), ..ask.clone() }, Reason::BadLogFilter, "log"),
+        // The tests' log is not the node's.
+        (v1::SetTelemetryRequest { log: Some("debug".into()), ..ask.clone() }, Reason::BadLogFilter, "log"),
+        (v1::SetTelemetryRequest { node: "there-1".into(), ..ask.clone() }, Reason::WrongNode, "node"),
+    ] {
+        let refused = problem(&set(request.clone()).await.unwrap_err());
+        assert_eq!((refused.reason(), refused.field()), (reason, Some(field)), "{request:?}");
+        assert!(refused.message().len() <= 400, "{}", refused.message());
+    }
+    let sampled = v1::SetTelemetryRequest { sampling_ppm: Some(1_000_000), ..ask };
+    assert_eq!(set(sampled).await.unwrap().sampling_ppm, 0, "without a collector nothing is sampled");
 }
