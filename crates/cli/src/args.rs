@@ -536,6 +536,7 @@ pub(crate) enum ScopeAction {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  tropism placement log shop/carts")]
 pub(crate) struct Placement {
     #[command(subcommand)]
     pub(crate) action: PlacementAction,

@@ -9,11 +9,13 @@ use serde::Serialize;
 use tropism_sim::{Size, history, run};
 
 const USAGE: &str = "usage: tropism-sim [--seeds N] [--first-seed S] [--operations N] [--faults N] [--log N]
-                   [--json] [--history FILE]
+                   [--alone] [--json] [--history FILE]
 
 Runs N simulated worlds (default 20), seeds S, S+1, ... (default 1), each with at least 2000 writes and 30 faults, and
 fails on the first violation with the seed and the command that replays it. With --log, a violation also shows the last
 N events of the nodes involved.
+
+With --alone, every region has one node: seeds that failed before there were more are worlds of this kind.
 
 With --history, what clients did and saw of registers and counters is written to FILE as lines of JSON (of the last
 world, when there are several), and checked as well. Worlds are other ones then: clients only put, add and get, and what
@@ -80,6 +82,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--first-seed" => arguments.first_seed = number()?,
             "--operations" => arguments.size.operations = number()?,
             "--faults" => arguments.size.faults = number()?,
+            "--alone" => arguments.size.neighbours = false,
             "--log" => arguments.size.log = number()? as usize,
             "--json" => arguments.json = true,
             "--history" => {

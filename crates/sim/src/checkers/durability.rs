@@ -23,8 +23,9 @@ impl Checker for Durability {
                 };
                 let key = LogKey { shard: done.shard, origin, seq };
                 let author = truth.made.get(&key).map_or(0, |made| made.author);
-                // Who left since it acknowledged had to hand over first; who only comes counts for nothing.
-                let learners = truth.learners_for(author, &done.shard);
+                // Who left since it acknowledged had to hand over first; who only comes, as far as the node that answers knows,
+                // counts for nothing.
+                let learners = truth.learners_for(asked.at, &done.shard);
                 let has = |node: &usize| truth.nodes[*node].ever_had(&key);
                 let on: Vec<usize> =
                     (0..truth.nodes.len()).filter(|n| !learners.contains(n)).filter(has).collect();
