@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tropism_client::{Client, v1};
+use tropism_client::{Calls, v1};
 
 /// How long a node may take until it serves.
 const START: Duration = Duration::from_secs(120);
@@ -168,8 +168,8 @@ impl World {
     }
 
     /// A client of a region's node, without delay.
-    pub(crate) fn client(&self, region: usize) -> Result<Client> {
-        Ok(Client::in_order(vec![self.endpoint(region)?])?.with_timeout(Duration::from_secs(30)))
+    pub(crate) fn client(&self, region: usize) -> Result<Calls> {
+        Ok(Calls::in_order(vec![self.endpoint(region)?])?.with_timeout(Duration::from_secs(30)))
     }
 
     pub(crate) fn endpoint(&self, region: usize) -> Result<String> {

@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tropism_client::{Client, Effect, Value as Shown};
+use tropism_client::{Calls, Effect, Value as Shown};
 use tropism_sim::history::{Op, Operation, Outcome, Value, order_of};
 
 /// How long a client waits for an answer.
@@ -148,7 +148,7 @@ impl World {
             for (scope, key) in keys(plan.keys) {
                 let mut shown = Vec::new();
                 for (region, endpoint, _) in &self.regions {
-                    let client = Client::in_order(vec![endpoint.clone()])?.with_timeout(PATIENCE);
+                    let client = Calls::in_order(vec![endpoint.clone()])?.with_timeout(PATIENCE);
                     let call = Call { process: format!("end-{region}"), region, begun };
                     if let Some(operation) = call.get(&client, &scope, &key).await {
                         shown.push(Operation { last: true, ..operation });
@@ -192,7 +192,7 @@ impl Session {
     async fn run(mut self, stopped: watch::Receiver<bool>) -> Vec<Operation> {
         let mut operations = Vec::new();
         let mut region = rand::rng().random_range(0..self.regions.len());
-        let mut client: Option<Client> = None;
+        let mut client: Option<Calls> = None;
         while !*stopped.borrow() {
             let (hops, scope, key, is_get, by, pause) = {
                 let mut random = rand::rng();
@@ -208,7 +208,7 @@ impl Session {
             if hops || client.is_none() {
                 let token = client.map(|client| client.token()).unwrap_or_default();
                 region = rand::rng().random_range(0..self.regions.len());
-                let Ok(there) = Client::in_order(vec![self.regions[region].1.clone()]) else {
+                let Ok(there) = Calls::in_order(vec![self.regions[region].1.clone()]) else {
                     return operations;
                 };
                 let there = there.with_timeout(PATIENCE);
@@ -262,7 +262,7 @@ impl Call<'_> {
     }
 
     /// None when it was not answered: nothing was seen.
-    async fn get(self, client: &Client, scope: &str, key: &str) -> Option<Operation> {
+    async fn get(self, client: &Calls, scope: &str, key: &str) -> Option<Operation> {
         let from_us = self.now_us();
         let entry = client.get(scope, key).await.ok()?.entry;
         let value = match entry.as_ref().and_then(|entry| entry.value.as_ref()) {
@@ -276,7 +276,7 @@ impl Call<'_> {
         Some(Operation { order, ..self.operation(from_us, Op::Get, (scope, key), value) })
     }
 
-    async fn put(self, client: &Client, key: &str, value: String) -> Operation {
+    async fn put(self, client: &Calls, key: &str, value: String) -> Operation {
         let from_us = self.now_us();
         let written = client.put_register(REGISTERS, key, value.clone(), "").await;
         let operation = self.operation(from_us, Op::Put, (REGISTERS, key), Some(Value::Text(value)));
@@ -286,7 +286,7 @@ impl Call<'_> {
         }
     }
 
-    async fn increment(self, client: &Client, key: &str, by: u64) -> Operation {
+    async fn increment(self, client: &Calls, key: &str, by: u64) -> Operation {
         let from_us = self.now_us();
         let added = client.increment(COUNTERS, key, by.cast_signed(), None).await;
         let operation = self.operation(from_us, Op::Increment, (COUNTERS, key), Some(Value::Sum(by)));

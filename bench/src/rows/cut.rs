@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use serde_json::json;
-use tropism_client::{Client, ScanRange, Value};
+use tropism_client::{Calls, ScanRange, Value};
 
 use super::Plan;
 use super::news::RATE;
@@ -85,7 +85,7 @@ fn last(side: &str, count: u64) -> String {
 }
 
 /// Writes at a steady rate, each another key.
-async fn write(client: Client, side: &str, time: Duration) -> Result<u64> {
+async fn write(client: Calls, side: &str, time: Duration) -> Result<u64> {
     let end = Instant::now() + time;
     let mut beat = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
     let mut number = 0;
@@ -99,7 +99,7 @@ async fn write(client: Client, side: &str, time: Duration) -> Result<u64> {
 }
 
 /// Waits until every region shows every key.
-async fn equal(clients: &[Client], keys: &[String]) -> Result<()> {
+async fn equal(clients: &[Calls], keys: &[String]) -> Result<()> {
     let start = Instant::now();
     for key in keys {
         for client in clients {

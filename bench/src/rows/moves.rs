@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow, ensure};
 use hdrhistogram::Histogram;
 use serde_json::json;
 use tokio::task::JoinSet;
-use tropism_client::Client;
+use tropism_client::Calls;
 
 use super::Plan;
 use crate::nodes::World;
@@ -130,7 +130,7 @@ fn name(scope: u64) -> String {
 }
 
 /// Moves the first scopes to the first region and another one, and waits until they are there.
-async fn move_all(clients: &[Client; 3], to: usize, scopes: u64) -> Result<()> {
+async fn move_all(clients: &[Calls; 3], to: usize, scopes: u64) -> Result<()> {
     let goal: Vec<String> = [0, to].map(crate::nodes::name).to_vec();
     let mut moving = JoinSet::new();
     for scope in 0..scopes {
@@ -168,7 +168,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(client: &Client, written: &Arc<AtomicU64>) -> Self {
+    fn start(client: &Calls, written: &Arc<AtomicU64>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut writers = JoinSet::new();
         for writer in 0..WRITERS {

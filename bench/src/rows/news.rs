@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde_json::json;
 use tokio::task::JoinSet;
-use tropism_client::{Client, Value, WatchTarget, v1};
+use tropism_client::{Calls, Value, WatchTarget, v1};
 
 use super::Plan;
 use super::calls::stub;
@@ -99,10 +99,10 @@ pub(crate) async fn run(plan: &Plan, report: &mut Report) -> Result<()> {
 
 async fn measure(from: &str, to: &str, pids: &[u32]) -> Result<(Histogram<u64>, Histogram<u64>, Used)> {
     let total = RATE * TIME.as_secs();
-    let watcher = Client::in_order(vec![to.to_owned()])?;
+    let watcher = Calls::in_order(vec![to.to_owned()])?;
     let writers = connect(from, 4).await?;
     // The link and the shard are there before anything counts.
-    let warm = Client::in_order(vec![from.to_owned()])?;
+    let warm = Calls::in_order(vec![from.to_owned()])?;
     let start = Instant::now();
     warm.put_register(SCOPE, "warm", "up", "").await?;
     while watcher.get(SCOPE, "warm").await?.entry.is_none() {
@@ -144,7 +144,7 @@ async fn measure(from: &str, to: &str, pids: &[u32]) -> Result<(Histogram<u64>, 
 
 /// Follows the scope until the last write was seen. Of two writes of one key that arrive together only the later shows.
 async fn watch(
-    client: Client,
+    client: Calls,
     origin: Instant,
     sent: Arc<Vec<AtomicU64>>,
     total: u64,

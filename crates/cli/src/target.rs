@@ -2,7 +2,7 @@
 
 use std::env;
 
-use tropism_client::Client;
+use tropism_client::Calls;
 use tropism_wire::error::echo;
 
 use crate::args::{AtNode, Connection};
@@ -22,12 +22,12 @@ pub(crate) struct Target {
 }
 
 /// A client of the nodes that the arguments name.
-pub(crate) async fn connect(connection: &Connection) -> Result<Client, Failure> {
+pub(crate) async fn connect(connection: &Connection) -> Result<Calls, Failure> {
     let client = if connection.endpoint.is_empty() {
         // The world knows its distances: nothing has to be measured.
-        Client::in_order(targets(connection)?.into_iter().map(|target| target.endpoint).collect())?
+        Calls::in_order(targets(connection)?.into_iter().map(|target| target.endpoint).collect())?
     } else {
-        Client::connect(connection.endpoint.clone()).await?
+        Calls::connect(connection.endpoint.clone()).await?
     };
     Ok(client.with_timeout(connection.timeout))
 }

@@ -6,12 +6,12 @@ use tropism_wire::v1;
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::history_service_client::HistoryServiceClient;
 
-use crate::client::Client;
+use crate::client::Calls;
 use crate::connection::Nature;
 use crate::error::Error;
 use crate::types::{Entry, Found};
 
-impl Client {
+impl Calls {
     /// A page of the changes of a key, the newest first. The session's token is filled in; of several nodes the answering
     /// one may change from page to page, since members tell the same.
     pub async fn history(&self, request: v1::GetHistoryRequest) -> Result<v1::GetHistoryResponse, Error> {
@@ -49,7 +49,7 @@ impl Client {
     }
 }
 
-impl Client {
+impl Calls {
     /// What the answering node logs and samples, changed first as far as the request says so.
     pub async fn set_telemetry(
         &self,

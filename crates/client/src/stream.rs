@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 use tonic::{Status, Streaming};
 use tropism_wire::{Effect, Problem, Reason, error::RESUME_TOKEN, v1};
 
-use crate::client::{Client, state};
+use crate::calls::{Calls, state};
 use crate::connection::Nature;
 use crate::error::{Error, is_loss};
 use crate::types::Entry;
@@ -39,7 +39,7 @@ pub struct ScanRange {
 /// of a later state.
 #[derive(Debug)]
 pub struct Scan {
-    client: Client,
+    client: Calls,
     request: v1::ScanRequest,
     stream: Option<Streaming<v1::ScanResponse>>,
     entries: VecDeque<v1::Entry>,
@@ -50,7 +50,7 @@ pub struct Scan {
 }
 
 impl Scan {
-    pub(crate) fn new(client: Client, scope: &str, range: ScanRange) -> Self {
+    pub(crate) fn new(client: Calls, scope: &str, range: ScanRange) -> Self {
         let request = v1::ScanRequest {
             scope: scope.to_owned(),
             prefix: range.prefix,
@@ -177,7 +177,7 @@ pub struct WatchMessage {
 /// A watch that goes on at another node when its own fails, without a gap.
 #[derive(Debug)]
 pub struct Watch {
-    client: Client,
+    client: Calls,
     request: v1::WatchRequest,
     stream: Option<Streaming<v1::WatchResponse>>,
     breaks: u32,
@@ -185,7 +185,7 @@ pub struct Watch {
 
 impl Watch {
     pub(crate) fn new(
-        client: Client,
+        client: Calls,
         scope: &str,
         target: WatchTarget,
         initial_values: bool,
@@ -287,7 +287,7 @@ async fn pause(breaks: &mut u32, endpoint: &str, status: &Status) -> Result<(), 
     Ok(())
 }
 
-impl Client {
+impl Calls {
     fn silent(&self) -> Error {
         let endpoint = self.endpoint().to_owned();
         Error::TimedOut { endpoint, timeout: self.timeout, effect: Effect::None }

@@ -15,7 +15,7 @@ use tropism_wire::v1::state_service_server::{StateService, StateServiceServer};
 use tropism_wire::{Effect, Problem, Reason, v1};
 
 use crate::connection::{Nature, Next, after};
-use crate::{Client, Error, Happening, ScanRange, WatchTarget};
+use crate::{Calls, Error, Happening, ScanRange, WatchTarget};
 
 /// What a scripted node answers next.
 enum Answer {
@@ -185,7 +185,7 @@ async fn reads_go_on_at_the_next_endpoint() {
     let (first, at_first) = Node::start([Answer::Fails(not_ready())]).await;
     let (second, at_second) = Node::start([Answer::Fails(lost())]).await;
     let (third, at_third) = Node::start([Answer::Token("a"), Answer::Token("b")]).await;
-    let client = Client::in_order(vec![nobody().await, at_first, at_second, at_third.clone()]).unwrap();
+    let client = Calls::in_order(vec![nobody().await, at_first, at_second, at_third.clone()]).unwrap();
     client.get("scope", "key").await.unwrap();
     assert_eq!(client.endpoint(), at_third, "and stay there");
     client.get("scope", "key").await.unwrap();
@@ -196,7 +196,7 @@ async fn reads_go_on_at_the_next_endpoint() {
 async fn a_write_that_had_no_effect_goes_elsewhere_with_the_same_request_id() {
     let (first, at_first) = Node::start([Answer::Fails(not_ready())]).await;
     let (second, at_second) = Node::start([Answer::Token("a")]).await;
-    let client = Client::in_order(vec![nobody().await, at_first, at_second]).unwrap();
+    let client = Calls::in_order(vec![nobody().await, at_first, at_second]).unwrap();
     client.put_json("scope", "key", "{}").await.unwrap();
     let ids = [first, second].map(|node| node.0.lock().unwrap().ids.clone());
     assert!(ids[0].len() == 1 && ids[0] == ids[1] && ids[0][0].len() == 16, "{ids:?}");
@@ -207,7 +207,7 @@ async fn a_write_whose_answer_was_lost_is_settled_by_the_same_node() {
     let answers = [lost(), not_ready(), outcome_unknown()].map(Answer::Fails);
     let (first, at_first) = Node::start(answers.into_iter().chain([Answer::Token("a")])).await;
     let (second, at_second) = Node::start([]).await;
-    let client = Client::in_order(vec![at_first, at_second]).unwrap();
+    let client = Calls::in_order(vec![at_first, at_second]).unwrap();
     client.put_json("scope", "key", "{}").await.unwrap();
     let ids = first.0.lock().unwrap().ids.clone();
     assert!(ids.len() == 4 && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
@@ -217,7 +217,7 @@ async fn a_write_whose_answer_was_lost_is_settled_by_the_same_node() {
 #[tokio::test]
 async fn two_writes_have_two_request_ids() {
     let (node, endpoint) = Node::start([Answer::Token("a"), Answer::Token("b")]).await;
-    let client = Client::connect(vec![endpoint]).await.unwrap();
+    let client = Calls::connect(vec![endpoint]).await.unwrap();
     client.put_json("scope", "key", "{}").await.unwrap();
     client.put_json("scope", "key", "{}").await.unwrap();
     let ids = node.0.lock().unwrap().ids.clone();
@@ -227,7 +227,7 @@ async fn two_writes_have_two_request_ids() {
 #[tokio::test]
 async fn a_session_sends_the_token_of_its_last_answer_and_another_session_does_not() {
     let (node, endpoint) = Node::start(["a", "b", "c"].map(Answer::Token)).await;
-    let client = Client::connect(vec![endpoint]).await.unwrap();
+    let client = Calls::connect(vec![endpoint]).await.unwrap();
     client.put_json("scope", "key", "{}").await.unwrap();
     client.clone().get("scope", "key").await.unwrap();
     client.new_session().get("scope", "key").await.unwrap();
@@ -239,7 +239,7 @@ async fn a_session_sends_the_token_of_its_last_answer_and_another_session_does_n
 async fn refusals_are_final_and_carry_everything() {
     let problem = Problem::invalid_argument(Reason::BadKey, "key", "key is empty");
     let (node, endpoint) = Node::start([Answer::Fails(problem.to_status())]).await;
-    let client = Client::connect(vec![endpoint]).await.unwrap();
+    let client = Calls::connect(vec![endpoint]).await.unwrap();
     let error = client.put_json("scope", "", "{}").await.unwrap_err();
     assert_eq!((error.reason(), error.effect()), (Some(Reason::BadKey), Effect::None));
     assert_eq!(error, Error::Refused(problem));
@@ -249,7 +249,7 @@ async fn refusals_are_final_and_carry_everything() {
 #[tokio::test]
 async fn silence_ends_with_the_timeout_and_says_what_may_have_happened() {
     let (_node, endpoint) = Node::start([Answer::Silence, Answer::Silence]).await;
-    let client = Client::connect(vec![endpoint]).await.unwrap().with_timeout(Duration::from_millis(50));
+    let client = Calls::connect(vec![endpoint]).await.unwrap().with_timeout(Duration::from_millis(50));
     let read = client.get("scope", "key").await.unwrap_err();
     let write = client.put_json("scope", "key", "{}").await.unwrap_err();
     assert!(matches!(read, Error::TimedOut { effect: Effect::None, .. }), "{read}");
@@ -259,7 +259,7 @@ async fn silence_ends_with_the_timeout_and_says_what_may_have_happened() {
 #[tokio::test]
 async fn a_write_that_stays_unsettled_says_so() {
     let (_node, endpoint) = Node::start(std::iter::repeat_with(|| Answer::Fails(lost())).take(99)).await;
-    let client = Client::connect(vec![endpoint]).await.unwrap().with_timeout(Duration::from_millis(200));
+    let client = Calls::connect(vec![endpoint]).await.unwrap().with_timeout(Duration::from_millis(200));
     let error = client.put_json("scope", "key", "{}").await.unwrap_err();
     assert_eq!(error.effect(), Effect::Unknown, "{error}");
 }
@@ -267,11 +267,11 @@ async fn a_write_that_stays_unsettled_says_so() {
 #[tokio::test]
 async fn where_nobody_listens_the_error_names_the_endpoint_and_the_cause() {
     let endpoints = vec![nobody().await, nobody().await];
-    let client = Client::in_order(endpoints.clone()).unwrap();
+    let client = Calls::in_order(endpoints.clone()).unwrap();
     for error in [
         client.get("scope", "key").await.unwrap_err(),
         client.put_json("scope", "key", "{}").await.unwrap_err(),
-        Client::connect(endpoints.clone()).await.unwrap_err(),
+        Calls::connect(endpoints.clone()).await.unwrap_err(),
     ] {
         assert_eq!(error.effect(), Effect::None);
         let text = error.to_string();
@@ -292,13 +292,13 @@ fn bad_endpoints_are_refused_before_anything_is_sent() {
         ("http://a:1/path", "end behind the port"),
         ("http://a b", "no URL"),
     ] {
-        let error = Client::in_order(vec![endpoint.to_owned()]).unwrap_err();
+        let error = Calls::in_order(vec![endpoint.to_owned()]).unwrap_err();
         assert!(
             matches!(error, Error::BadEndpoint { .. }) && error.to_string().contains(part),
             "{endpoint}: {error}"
         );
     }
-    assert!(matches!(Client::in_order(Vec::new()).unwrap_err(), Error::BadEndpoint { .. }));
+    assert!(matches!(Calls::in_order(Vec::new()).unwrap_err(), Error::BadEndpoint { .. }));
 }
 
 fn page(keys: &[&str], page_token: &'static str, token: &'static str) -> Result<v1::ScanResponse, Status> {
@@ -308,7 +308,7 @@ fn page(keys: &[&str], page_token: &'static str, token: &'static str) -> Result<
     Ok(v1::ScanResponse { entries, page_token: page_token.into(), answer })
 }
 
-async fn scanned(client: &Client, limit: u64) -> Vec<String> {
+async fn scanned(client: &Calls, limit: u64) -> Vec<String> {
     let mut scan = client.scan("scope", ScanRange { limit, ..ScanRange::default() });
     let mut keys = Vec::new();
     while let Some(entry) = scan.next().await.unwrap() {
@@ -325,7 +325,7 @@ async fn a_scan_goes_on_behind_the_last_page_when_its_stream_breaks_or_ends_earl
         Answer::Scan(vec![page(&["d"], "", "z")]),
     ])
     .await;
-    let client = Client::connect(vec![endpoint]).await.unwrap();
+    let client = Calls::connect(vec![endpoint]).await.unwrap();
     assert_eq!(scanned(&client, 0).await, ["a", "b", "c", "d"]);
     let continued =
         [("", 0), ("after b", 0), ("after c", 0)].map(|(token, limit)| (Bytes::from(token), limit));
@@ -340,7 +340,7 @@ async fn a_scan_keeps_its_limit_through_a_break() {
         Answer::Scan(vec![page(&["c"], "after c", "")]),
     ])
     .await;
-    let client = Client::connect(vec![endpoint]).await.unwrap();
+    let client = Calls::connect(vec![endpoint]).await.unwrap();
     assert_eq!(scanned(&client, 3).await, ["a", "b", "c"]);
     assert_eq!(node.0.lock().unwrap().continued, [(Bytes::new(), 3), (Bytes::from("after b"), 1)]);
 }
@@ -360,7 +360,7 @@ async fn a_watch_goes_on_from_its_resume_token() {
         Answer::Watch(vec![message(Type::Current, "t4")]),
     ])
     .await;
-    let client = Client::connect(vec![endpoint]).await.unwrap();
+    let client = Calls::connect(vec![endpoint]).await.unwrap();
     let mut watch = client.watch("scope", WatchTarget::Scope, false, None);
     let mut seen = Vec::new();
     for _ in 0..3 {

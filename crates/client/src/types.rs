@@ -13,7 +13,7 @@ pub enum Value {
     Document(Bytes),
     /// Bytes with a content type.
     Register(Register),
-    /// A sum. Only in answers: counters change by [`crate::Client::increment`].
+    /// A sum. Only in answers: counters change by [`crate::Calls::increment`].
     Counter(i64),
 }
 

@@ -7,7 +7,7 @@ use tropism_client::v1::{
     Conflict, ConflictRule, ConflictValue, ListConflictsRequest, ListConflictsResponse, PatchOperation,
     conflict_value::Value,
 };
-use tropism_client::{Client, Patch, Precondition, PutOptions, Register, Value as Put};
+use tropism_client::{Calls, Patch, Precondition, PutOptions, Register, Value as Put};
 use tropism_crdt::Stamp;
 use tropism_wire::limits::MAX_PAGE_CONFLICTS;
 
@@ -31,12 +31,12 @@ pub(super) async fn conflicts(args: Conflicts, out: &mut Output) -> Result<(), F
 
 /// The pages of a list, one after the other.
 struct Pages<'c> {
-    client: &'c Client,
+    client: &'c Calls,
     request: Option<ListConflictsRequest>,
 }
 
 impl<'c> Pages<'c> {
-    fn new(client: &'c Client, scope: &str, key: Option<&str>) -> Self {
+    fn new(client: &'c Calls, scope: &str, key: Option<&str>) -> Self {
         let request = ListConflictsRequest {
             scope: scope.to_owned(),
             key: key.unwrap_or_default().to_owned(),
@@ -56,7 +56,7 @@ impl<'c> Pages<'c> {
     }
 }
 
-async fn list(args: &Conflicts, client: &Client, out: &mut Output) -> Result<(), Failure> {
+async fn list(args: &Conflicts, client: &Calls, out: &mut Output) -> Result<(), Failure> {
     let mut pages = Pages::new(client, &args.scope, args.key.as_deref());
     let mut rows = Vec::new();
     let (mut keys, mut unreadable, mut forgotten, mut crowded) = (0, 0, 0, 0);
@@ -98,7 +98,7 @@ async fn list(args: &Conflicts, client: &Client, out: &mut Output) -> Result<(),
 /// Writes the hidden value, or the shown one, where both are: a write that has seen both.
 async fn decide(
     args: &Conflicts,
-    client: &Client,
+    client: &Calls,
     id: &str,
     take: bool,
     out: &mut Output,

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 use tropism_client::v1::{LinkState, NodeState};
-use tropism_client::{Client, Entry, ScanRange};
+use tropism_client::{Calls, Entry, ScanRange};
 use tropism_placement::{ConfigErrors, MAX_CONFIG_BYTES, Regions};
 
 use super::runtime;
@@ -121,7 +121,7 @@ struct Site {
     name: String,
     /// The id of its node.
     node: String,
-    client: Client,
+    client: Calls,
 }
 
 /// What the acts work with.
@@ -136,7 +136,7 @@ impl<'t, 'o> Tour<'t, 'o> {
         let mut sites = Vec::new();
         for region in &world.regions {
             let Some(node) = region.nodes.first() else { continue };
-            let client = Client::in_order(vec![node.endpoint.clone()])?;
+            let client = Calls::in_order(vec![node.endpoint.clone()])?;
             sites.push(Site { name: region.name.clone(), node: node.id.clone(), client });
         }
         if sites.len() < MIN_REGIONS {
@@ -215,7 +215,7 @@ impl<'t, 'o> Tour<'t, 'o> {
 }
 
 /// The visible keys of a scope below a prefix, with their values.
-async fn entries(client: &Client, scope: &str, prefix: &str) -> Result<Vec<Entry>, Failure> {
+async fn entries(client: &Calls, scope: &str, prefix: &str) -> Result<Vec<Entry>, Failure> {
     let mut scan = client.scan(scope, ScanRange { prefix: prefix.to_owned(), ..ScanRange::default() });
     let mut entries = Vec::new();
     while let Some(entry) = scan.next().await? {
@@ -384,7 +384,7 @@ fn farthest<'a>(
 
 /// Whether the node at an endpoint takes reads and writes.
 async fn serves(endpoint: String) -> bool {
-    let Ok(client) = Client::in_order(vec![endpoint]) else { return false };
+    let Ok(client) = Calls::in_order(vec![endpoint]) else { return false };
     let state = client.status().await.ok().and_then(|status| Some(status.node?.state()));
     state == Some(NodeState::Serving)
 }

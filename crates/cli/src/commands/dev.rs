@@ -3,7 +3,7 @@
 use std::fs;
 
 use tokio::runtime::Builder;
-use tropism_client::Client;
+use tropism_client::Calls;
 use tropism_client::v1::NodeState;
 use tropism_placement::{MAX_CONFIG_BYTES, Regions};
 
@@ -63,7 +63,7 @@ async fn start(args: DevStart) -> Result<(), Failure> {
 
 /// Whether the node at an endpoint takes reads and writes.
 async fn serves(endpoint: String) -> bool {
-    let Ok(client) = Client::in_order(vec![endpoint]) else { return false };
+    let Ok(client) = Calls::in_order(vec![endpoint]) else { return false };
     let state = client.status().await.ok().and_then(|status| Some(status.node?.state()));
     state == Some(NodeState::Serving)
 }

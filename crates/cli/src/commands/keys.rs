@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tropism_client::v1::Kind;
 use tropism_client::v1::get_at_request::At;
-use tropism_client::{Client, Entry, Expiry, Precondition, PutOptions, Reason, Register, Value, Written};
+use tropism_client::{Calls, Entry, Expiry, Precondition, PutOptions, Reason, Register, Value, Written};
 use tropism_crdt::json::{JsonLimits, parse};
 use tropism_wire::error::echo;
 
@@ -157,7 +157,7 @@ pub(super) async fn stamp(args: &Stamp, out: &mut Output) -> Result<(), Failure>
 }
 
 /// The entry of a key that can be shown.
-async fn visible(client: &Client, Place { scope, key }: &Place) -> Result<Entry, Failure> {
+async fn visible(client: &Calls, Place { scope, key }: &Place) -> Result<Entry, Failure> {
     let found = client.get(scope, key).await?;
     let region = found.answered.region;
     match found.entry {
@@ -170,7 +170,7 @@ async fn visible(client: &Client, Place { scope, key }: &Place) -> Result<Entry,
 }
 
 /// The entry of a key as it was.
-async fn as_it_was(client: &Client, Place { scope, key }: &Place, at: &At) -> Result<Entry, Failure> {
+async fn as_it_was(client: &Calls, Place { scope, key }: &Place, at: &At) -> Result<Entry, Failure> {
     let found = client.get_at(scope, key, at.clone()).await?;
     let region = found.answered.region;
     let nothing = || format!("not found: {} had nothing to show in {scope} then, says {region}", echo(key));

@@ -12,7 +12,7 @@ use std::vec;
 use bytes::Bytes;
 use serde_json::json;
 use tropism_client::v1::Kind;
-use tropism_client::{Client, PutItem, PutOptions, Register, Value};
+use tropism_client::{Calls, PutItem, PutOptions, Register, Value};
 use tropism_crdt::json::{Json, JsonError, JsonLimits, MAX_DEPTH, parse};
 use tropism_placement::check_key;
 use tropism_wire::error::echo;
@@ -107,7 +107,7 @@ impl From<io::Error> for Stop {
 
 /// A bulk call being filled.
 struct Loader<'a> {
-    client: Client,
+    client: Calls,
     scope: &'a str,
     items: Vec<PutItem>,
     lines: Vec<usize>,

@@ -5,7 +5,7 @@ use tropism_client::v1::{
     DropParkedResponse, GetParkedResponse, KeptChange, ListParkedRequest, ParkedKey, ParkedState,
     RetryParkedResponse,
 };
-use tropism_client::{Client, Error, Reason};
+use tropism_client::{Calls, Error, Reason};
 use tropism_crdt::Stamp;
 use tropism_wire::limits::MAX_PAGE_PARKED;
 
@@ -23,8 +23,8 @@ pub(super) async fn parked(args: Parked, out: &mut Output) -> Result<(), Failure
 }
 
 /// A client of one node.
-fn client(target: &Target, at: &AtNode) -> Result<Client, Failure> {
-    Ok(Client::in_order(vec![target.endpoint.clone()])?.with_timeout(at.connection.timeout))
+fn client(target: &Target, at: &AtNode) -> Result<Calls, Failure> {
+    Ok(Calls::in_order(vec![target.endpoint.clone()])?.with_timeout(at.connection.timeout))
 }
 
 /// One line for each parked key, node by node.
@@ -86,7 +86,7 @@ impl Pages {
     }
 
     /// The node that answered and its keys; `None` behind the last page.
-    async fn next(&mut self, client: &Client) -> Result<Option<(String, Vec<ParkedKey>)>, Error> {
+    async fn next(&mut self, client: &Calls) -> Result<Option<(String, Vec<ParkedKey>)>, Error> {
         let Some(request) = self.request.take() else { return Ok(None) };
         let page = client.parked(&request).await?;
         if !page.next_page_token.is_empty() {
@@ -152,7 +152,7 @@ async fn retry(args: ParkedRetry, out: &mut Output) -> Result<(), Failure> {
     if left { Err(Failure::Failed(format!("{key} is not served as it should be"))) } else { Ok(()) }
 }
 
-async fn retry_scope(client: &Client, scope: &str, out: &mut Output) -> Result<(), Failure> {
+async fn retry_scope(client: &Calls, scope: &str, out: &mut Output) -> Result<(), Failure> {
     let mut pages = Pages::new(Some(scope), false);
     let (mut keys, mut left) = (0_u64, 0_u64);
     while let Some((node, page)) = pages.next(client).await? {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use tropism_client::Client;
+use tropism_client::Calls;
 use tropism_client::v1::{
     ExplainScopeResponse, PlacementAlternative, PlacementBlockerKind, PlacementEvent, PlacementEventKind,
     PlacementMode,
@@ -197,9 +197,9 @@ fn blocker_kind(kind: PlacementBlockerKind) -> &'static str {
 
 /// `placement log`: of every node that can be asked what it decided, and what each heard first.
 async fn log(args: &PlacementLog, out: &mut Output) -> Result<(), Failure> {
-    let mut clients: Vec<(Client, u64)> = Vec::new();
+    let mut clients: Vec<(Calls, u64)> = Vec::new();
     for target in targets(&args.connection)? {
-        clients.push((Client::in_order(vec![target.endpoint])?.with_timeout(args.connection.timeout), 0));
+        clients.push((Calls::in_order(vec![target.endpoint])?.with_timeout(args.connection.timeout), 0));
     }
     let mut silent = 0;
     // Every node hears of every record; only what a node decided itself is its own.

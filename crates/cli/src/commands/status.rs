@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tropism_client::v1::{
     BudgetStatus, GetStatusResponse, LinkState, LinkStatus, NodeState, NodeStatus, RebuildStatus,
 };
-use tropism_client::{Client, Error};
+use tropism_client::{Calls, Error};
 use tropism_crdt::Stamp;
 
 use crate::args::Status;
@@ -18,7 +18,7 @@ use crate::target::{Target, targets};
 pub(super) async fn status(args: &Status, out: &mut Output) -> Result<(), Failure> {
     let mut asked = JoinSet::new();
     for (index, target) in targets(&args.connection)?.into_iter().enumerate() {
-        let client = Client::in_order(vec![target.endpoint.clone()])?.with_timeout(args.connection.timeout);
+        let client = Calls::in_order(vec![target.endpoint.clone()])?.with_timeout(args.connection.timeout);
         asked.spawn(async move { (index, target, client.status().await) });
     }
     let mut answers = asked.join_all().await;

@@ -1,7 +1,7 @@
 //! `telemetry`: what nodes log and sample, and changing it while they run.
 
 use serde_json::json;
-use tropism_client::Client;
+use tropism_client::Calls;
 use tropism_client::v1::{SetTelemetryRequest, SetTelemetryResponse};
 
 use crate::args::{AtNode, Telemetry, TelemetryAction};
@@ -27,7 +27,7 @@ pub(super) async fn telemetry(args: Telemetry, out: &mut Output) -> Result<(), F
     let mut told = Vec::new();
     for target in targets {
         let AtNode { connection, .. } = &at;
-        let client = Client::in_order(vec![target.endpoint.clone()])?.with_timeout(connection.timeout);
+        let client = Calls::in_order(vec![target.endpoint.clone()])?.with_timeout(connection.timeout);
         told.push(client.set_telemetry(&request).await?);
     }
     if out.json {

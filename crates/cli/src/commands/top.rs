@@ -8,7 +8,7 @@ use tokio::signal::ctrl_c;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tropism_client::v1::{GetStatusResponse, LinkState, LinkStatus, NodeState};
-use tropism_client::{Client, Error};
+use tropism_client::{Calls, Error};
 use tropism_crdt::Stamp;
 
 use crate::args::Top;
@@ -29,7 +29,7 @@ const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 /// A node that is asked.
 struct Asked {
     target: Target,
-    client: Client,
+    client: Calls,
 }
 
 /// What one node answered, and when.
@@ -42,7 +42,7 @@ struct Seen {
 pub(super) async fn top(args: &Top, out: &mut Output) -> Result<(), Failure> {
     let asked = targets(&args.connection)?.into_iter().map(|target| {
         let client =
-            Client::in_order(vec![target.endpoint.clone()])?.with_timeout(EVERY.min(args.connection.timeout));
+            Calls::in_order(vec![target.endpoint.clone()])?.with_timeout(EVERY.min(args.connection.timeout));
         Ok(Asked { target, client })
     });
     let asked: Vec<Asked> = asked.collect::<Result<_, Error>>()?;
@@ -243,7 +243,7 @@ mod tests {
     fn asked(id: &str) -> Asked {
         let endpoint = "http://127.0.0.1:1".to_owned();
         let name = Some(("tokyo".to_owned(), id.to_owned()));
-        let client = Client::in_order(vec![endpoint.clone()]).unwrap();
+        let client = Calls::in_order(vec![endpoint.clone()]).unwrap();
         Asked { target: Target { endpoint, name }, client }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tropism_client::v1::{Kind, Span};
-use tropism_client::{Client, Register, Value};
+use tropism_client::{Calls, Register, Value};
 
 use crate::args::{Place, TraceWrite};
 use crate::output::{Failure, Output, hex, table};
@@ -73,19 +73,19 @@ pub(super) async fn trace_write(args: &TraceWrite, out: &mut Output) -> Result<(
 }
 
 /// A client of each node that is known.
-async fn nodes(args: &TraceWrite, client: &Client) -> Result<Vec<Client>, Failure> {
+async fn nodes(args: &TraceWrite, client: &Calls) -> Result<Vec<Calls>, Failure> {
     let mut endpoints: BTreeSet<String> =
         targets(&args.connection)?.into_iter().map(|target| target.endpoint).collect();
     if !args.connection.endpoint.is_empty() {
         let others = client.nodes().await?.into_iter().map(|node| node.endpoint);
         endpoints.extend(others.filter(|endpoint| !endpoint.is_empty()));
     }
-    let client = |endpoint| Ok(Client::in_order(vec![endpoint])?.with_timeout(args.connection.timeout));
+    let client = |endpoint| Ok(Calls::in_order(vec![endpoint])?.with_timeout(args.connection.timeout));
     endpoints.into_iter().map(client).collect()
 }
 
 /// What they did; nothing of those that do not answer.
-async fn ask(nodes: &[Client], trace: [u8; 16]) -> Vec<Span> {
+async fn ask(nodes: &[Calls], trace: [u8; 16]) -> Vec<Span> {
     let mut asked = JoinSet::new();
     for node in nodes {
         let node = node.clone();

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tropism_client::v1::{PatchOperation, patch_operation::Action};
-use tropism_client::{Client, Error, Happening, Patch, PutOptions, Value, WatchTarget};
+use tropism_client::{Calls, Error, Happening, Patch, PutOptions, Value, WatchTarget};
 
 use super::figures::{Times, milliseconds, ms, row};
 use super::{Tour, broken, entries};
@@ -476,7 +476,7 @@ const ISLAND: usize = super::MIN_REGIONS - 1;
 type Sighting = Result<(usize, Bytes, Instant), Error>;
 
 /// Tells every value of a key as it is seen; first nothing, once the watch stands.
-async fn sight(client: Client, key: String, at: usize, seen: mpsc::Sender<Sighting>) {
+async fn sight(client: Calls, key: String, at: usize, seen: mpsc::Sender<Sighting>) {
     let mut watch = client.watch(PAGES, WatchTarget::Key(key), true, None);
     loop {
         let message = match watch.next().await {
@@ -516,7 +516,7 @@ struct Side {
 }
 
 /// Writes for a time: a counter that all share, and documents of its own.
-async fn write_apart(client: Client, prefix: String, at: usize, time: Duration) -> Result<Side, Failure> {
+async fn write_apart(client: Calls, prefix: String, at: usize, time: Duration) -> Result<Side, Failure> {
     let mut side = Side { at, times: Times::default(), increments: 0, last: BTreeMap::new() };
     let began = Instant::now();
     while began.elapsed() < time {
@@ -547,7 +547,7 @@ struct Order {
 }
 
 /// Puts one order after the other; a call that the crash meets is repeated by the client until it is answered.
-async fn write_orders(client: Client, writer: usize, go_on: Arc<AtomicBool>) -> Result<Vec<Order>, Failure> {
+async fn write_orders(client: Calls, writer: usize, go_on: Arc<AtomicBool>) -> Result<Vec<Order>, Failure> {
     let mut acknowledged = Vec::new();
     while go_on.load(Ordering::Relaxed) {
         let key = format!("order-{writer}-{:05}", acknowledged.len());

@@ -8,7 +8,7 @@ use serde_json::{Value as Report, json};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tropism_client::v1::PlacementEventKind;
-use tropism_client::{Client, Error};
+use tropism_client::{Calls, Error};
 
 use super::figures::{Times, ms, row};
 use super::{DEMO_PACE, Site, Tour, broken, entries, farthest};
@@ -145,7 +145,7 @@ fn users(site: &Site, written: &Arc<AtomicU64>, stop: &Arc<AtomicBool>) -> JoinS
 }
 
 /// Writes a new key, reads it back, and waits, again and again.
-async fn user(client: Client, written: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Result<Used, Error> {
+async fn user(client: Calls, written: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Result<Used, Error> {
     let mut used = Used::default();
     while !stop.load(Ordering::Relaxed) {
         let key = format!("p{:06}", written.fetch_add(1, Ordering::Relaxed));

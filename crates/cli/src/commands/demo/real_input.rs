@@ -14,7 +14,7 @@ use serde_json::{Value as Report, json};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tropism_client::v1::{PatchOperation, TextSplice, patch_operation::Action};
-use tropism_client::{Client, Patch, PutItem, PutOptions, Value};
+use tropism_client::{Calls, Patch, PutItem, PutOptions, Value};
 
 use super::figures::{Times, milliseconds, ms, row};
 use super::{Tour, broken};
@@ -314,7 +314,7 @@ impl Version {
 
 /// One of the two people.
 struct Typist {
-    client: Client,
+    client: Calls,
     /// What versions of the document begin with.
     life: Bytes,
     runs: Vec<Run>,

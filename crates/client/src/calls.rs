@@ -1,4 +1,4 @@
-//! The calls.
+//! The calls of the protocol.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,13 +29,13 @@ use crate::types::{
 /// Every call carries the session's token and keeps that of its answer, which covers both: a node merges the token of
 /// the request with what its answer adds. So calls made one after the other read their writes and never go back, on
 /// whatever node. Clones share the session; of calls made *at once* the last answer's token is kept, so give each task
-/// a session of its own ([`Client::new_session`]) where that matters.
+/// a session of its own ([`Calls::new_session`]) where that matters.
 ///
 /// Reads that find a node gone are repeated at the next endpoint. Writes carry a random request id: one whose answer was
 /// lost is repeated at the same node until the time is over, and takes effect once; only one that certainly had no effect
 /// goes elsewhere.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct Calls {
     pub(crate) nodes: Arc<Nodes>,
     /// The last answer's token, opaque.
     token: Arc<Mutex<Bytes>>,
@@ -43,7 +43,7 @@ pub struct Client {
     durability: Option<Durability>,
 }
 
-impl Client {
+impl Calls {
     /// A client of these endpoints (`http://host:port`). Of several, the one that answers first is used and the others
     /// are for when it fails; of a single one, nothing is sent yet.
     pub async fn connect(endpoints: Vec<String>) -> Result<Self, Error> {
