@@ -16,12 +16,13 @@ use tropism_wire::v1::scope_service_client::ScopeServiceClient;
 use tropism_wire::v1::state_service_client::StateServiceClient;
 use tropism_wire::{Effect, Problem, to_proto, v1};
 
-use crate::connection::{DEFAULT_TIMEOUT, Nature, Nodes};
+use crate::connection::{About, DEFAULT_TIMEOUT, Nodes};
 use crate::error::Error;
+use crate::retry::Nature;
 use crate::stream::{Scan, ScanRange, Watch, WatchTarget};
 use crate::types::{
-    Answered, Deleted, Entry, Expiry, Found, Incremented, Patch, PutItem, PutOptions, Register, Stamps,
-    Value, Written, problem,
+    Answered, Deleted, Entry, Expiry, Found, FoundMany, Incremented, Patch, PutItem, PutOptions, Register,
+    Stamps, Value, Written, problem,
 };
 
 /// A session with a cluster: connections to one or more nodes, and what the session wrote and read.
@@ -44,19 +45,32 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// A client of these endpoints (`http://host:port`). Of several, the one that answers first is used and the others
-    /// are for when it fails; of a single one, nothing is sent yet.
+    /// Calls to these endpoints (`http://host:port`), and to no others. Of several, the one that answers first is used and
+    /// the others are for when it fails; of a single one, nothing is sent yet.
     pub async fn connect(endpoints: Vec<String>) -> Result<Self, Error> {
-        let client = Self::in_order(endpoints)?;
-        client.nodes.race(client.timeout).await?;
-        Ok(client)
+        let calls = Self::in_order(endpoints)?;
+        if calls.nodes.view().len() > 1 {
+            calls.nodes.race(calls.timeout).await?;
+        }
+        Ok(calls)
     }
 
-    /// A client of endpoints whose order is known to be the right one, the best first. Sends nothing yet. Needs a
-    /// runtime of tokio.
+    /// Calls to endpoints whose order is known to be the right one, the best first, and to no others. Sends nothing yet.
+    /// Needs a runtime of tokio.
     pub fn in_order(endpoints: Vec<String>) -> Result<Self, Error> {
-        let nodes = Arc::new(Nodes::new(endpoints)?);
-        Ok(Self { nodes, token: Arc::default(), timeout: DEFAULT_TIMEOUT, durability: None })
+        Ok(Self::over(Nodes::new(endpoints, true)?))
+    }
+
+    /// Calls to whichever node of a cluster is the nearest.
+    pub(crate) async fn nearest(seeds: Vec<String>) -> Result<Self, Error> {
+        let calls = Self::over(Nodes::new(seeds, false)?);
+        calls.nodes.race(calls.timeout).await?;
+        calls.nodes.probe();
+        Ok(calls)
+    }
+
+    fn over(nodes: Arc<Nodes>) -> Self {
+        Self { nodes, token: Arc::default(), timeout: DEFAULT_TIMEOUT, durability: None }
     }
 
     /// The same with another time for each call, its retries included. Nodes shorten it to 60 s.
@@ -90,8 +104,8 @@ impl Calls {
     }
 
     /// The endpoint talked to.
-    pub fn endpoint(&self) -> &str {
-        &self.nodes.current().endpoint
+    pub fn endpoint(&self) -> String {
+        self.nodes.first().map(|node| node.endpoint.clone()).unwrap_or_default()
     }
 
     /// The value of a key.
@@ -99,12 +113,27 @@ impl Calls {
         let request = v1::GetRequest { scope: scope.to_owned(), key: key.to_owned(), token: self.token() };
         let answer = self
             .nodes
-            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Read, Some(scope)), &request, |channel, request| async move {
                 state(channel).get(request).await
             })
             .await?;
         let answered = self.keep(answer.answer);
         Ok(Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered })
+    }
+
+    /// The values of many keys of a scope, 1 to 1000, each once, all from one state of the node that answers. Keys that are
+    /// not visible are left out; those that did not fit into the answer are in `left`.
+    pub async fn batch_get(&self, scope: &str, keys: Vec<String>) -> Result<FoundMany, Error> {
+        let request = v1::BatchGetRequest { scope: scope.to_owned(), keys, token: self.token() };
+        let answer = self
+            .nodes
+            .call(self.about(Nature::Read, Some(scope)), &request, |channel, request| async move {
+                state(channel).batch_get(request).await
+            })
+            .await?;
+        let answered = self.keep(answer.answer);
+        let entries = answer.entries.into_iter().map(|entry| Entry::from_proto(entry, "")).collect();
+        Ok(FoundMany { entries, left: answer.left, answered })
     }
 
     /// Writes a document: a JSON object.
@@ -148,7 +177,7 @@ impl Calls {
         };
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, request| async move {
                 state(channel).put(request).await
             })
             .await?;
@@ -175,7 +204,7 @@ impl Calls {
         let header = MetadataValue::try_from(traceparent).ok(); // what is no header is no traceparent either
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, mut request| {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, mut request| {
                 if let Some(header) = &header {
                     request.metadata_mut().insert("traceparent", header.clone());
                 }
@@ -190,7 +219,7 @@ impl Calls {
         let request = v1::ListSpansRequest { trace_id: trace_id.to_vec().into() };
         let answer = self
             .nodes
-            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Read, None), &request, |channel, request| async move {
                 cluster(channel).list_spans(request).await
             })
             .await?;
@@ -208,7 +237,7 @@ impl Calls {
         let request = v1::BatchPutRequest { scope: scope.to_owned(), items, options: self.write_options() };
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, request| async move {
                 state(channel).batch_put(request).await
             })
             .await?;
@@ -260,7 +289,7 @@ impl Calls {
         };
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, request| async move {
                 state(channel).patch(request).await
             })
             .await?;
@@ -284,7 +313,7 @@ impl Calls {
         };
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, request| async move {
                 state(channel).increment(request).await
             })
             .await?;
@@ -301,7 +330,7 @@ impl Calls {
         };
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, request| async move {
                 state(channel).delete(request).await
             })
             .await?;
@@ -319,7 +348,7 @@ impl Calls {
         };
         let answer = self
             .nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, Some(scope)), &request, |channel, request| async move {
                 state(channel).expire(request).await
             })
             .await?;
@@ -348,7 +377,7 @@ impl Calls {
         let request = v1::StampRequest { scope: scope.to_owned(), count, token: self.token() };
         let answer = self
             .nodes
-            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Read, Some(scope)), &request, |channel, request| async move {
                 state(channel).stamp(request).await
             })
             .await?;
@@ -359,7 +388,7 @@ impl Calls {
     /// How the answering node is.
     pub async fn status(&self) -> Result<v1::GetStatusResponse, Error> {
         self.nodes
-            .call(Nature::Read, self.timeout, &v1::GetStatusRequest {}, |channel, request| async move {
+            .call(self.about(Nature::Read, None), &v1::GetStatusRequest {}, |channel, request| async move {
                 cluster(channel).get_status(request).await
             })
             .await
@@ -368,7 +397,7 @@ impl Calls {
     /// The regions, and the round trips between them.
     pub async fn regions(&self) -> Result<v1::ListRegionsResponse, Error> {
         self.nodes
-            .call(Nature::Read, self.timeout, &v1::ListRegionsRequest {}, |channel, request| async move {
+            .call(self.about(Nature::Read, None), &v1::ListRegionsRequest {}, |channel, request| async move {
                 cluster(channel).list_regions(request).await
             })
             .await
@@ -379,8 +408,7 @@ impl Calls {
         let answer = self
             .nodes
             .call(
-                Nature::Read,
-                self.timeout,
+                self.about(Nature::Read, None),
                 &v1::ListNodesRequest::default(),
                 |channel, request| async move { cluster(channel).list_nodes(request).await },
             )
@@ -393,8 +421,7 @@ impl Calls {
         let answer = self
             .nodes
             .call(
-                Nature::Read,
-                self.timeout,
+                self.about(Nature::Read, None),
                 &v1::GetScopeRequest { name: name.to_owned() },
                 |channel, request| async move { scopes(channel).get_scope(request).await },
             )
@@ -406,14 +433,14 @@ impl Calls {
     pub async fn drop_scope(&self, name: &str, incarnation: u64) -> Result<v1::DropScopeResponse, Error> {
         let request = v1::DropScopeRequest { name: name.to_owned(), incarnation };
         let call = |channel, request| async move { scopes(channel).drop_scope(request).await };
-        self.nodes.call(Nature::Read, self.timeout, &request, call).await
+        self.nodes.call(self.about(Nature::Read, None), &request, call).await
     }
 
     /// Creates a dropped scope anew; one that is there is as it was.
     pub async fn create_scope(&self, name: &str) -> Result<v1::Scope, Error> {
         let request = v1::CreateScopeRequest { name: name.to_owned() };
         let call = |channel, request| async move { scopes(channel).create_scope(request).await };
-        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answer = self.nodes.call(self.about(Nature::Read, None), &request, call).await?;
         answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
     }
 
@@ -422,7 +449,7 @@ impl Calls {
         let stay = regions.is_empty();
         let request = v1::MoveScopeRequest { name: name.to_owned(), regions, stay };
         let call = |channel, request| async move { scopes(channel).move_scope(request).await };
-        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answer = self.nodes.call(self.about(Nature::Read, None), &request, call).await?;
         answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
     }
 
@@ -430,21 +457,21 @@ impl Calls {
     pub async fn explain_scope(&self, name: &str) -> Result<v1::ExplainScopeResponse, Error> {
         let request = v1::ExplainScopeRequest { name: name.to_owned() };
         let call = |channel, request| async move { placement(channel).explain_scope(request).await };
-        self.nodes.call(Nature::Read, self.timeout, &request, call).await
+        self.nodes.call(self.about(Nature::Read, None), &request, call).await
     }
 
     /// What the answering node decided and heard of placement, behind the event with this number.
     pub async fn placement_events(&self, after: u64) -> Result<Vec<v1::PlacementEvent>, Error> {
         let request = v1::ListPlacementEventsRequest { after };
         let call = |channel, request| async move { placement(channel).list_placement_events(request).await };
-        Ok(self.nodes.call(Nature::Read, self.timeout, &request, call).await?.events)
+        Ok(self.nodes.call(self.about(Nature::Read, None), &request, call).await?.events)
     }
 
     /// Says who may move a scope.
     pub async fn hold_scope(&self, name: &str, hold: v1::ScopeHold) -> Result<v1::Scope, Error> {
         let request = v1::HoldScopeRequest { name: name.to_owned(), hold: hold.into() };
         let call = |channel, request| async move { scopes(channel).hold_scope(request).await };
-        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answer = self.nodes.call(self.about(Nature::Read, None), &request, call).await?;
         answer.scope.ok_or_else(|| self.unexpected("no scope".to_owned()))
     }
 
@@ -455,7 +482,7 @@ impl Calls {
             v1::ListScopesRequest { prefix: prefix.to_owned(), page_size: MAX_PAGE_SCOPES, page_token };
         let answer = self
             .nodes
-            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Read, None), &request, |channel, request| async move {
                 scopes(channel).list_scopes(request).await
             })
             .await?;
@@ -472,7 +499,7 @@ impl Calls {
     ) -> Result<v1::VerifyScopeResponse, Error> {
         let request = v1::VerifyScopeRequest { name: name.to_owned(), first_shard, node: node.to_owned() };
         self.nodes
-            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Read, None), &request, |channel, request| async move {
                 scopes(channel).verify_scope(request).await
             })
             .await
@@ -481,7 +508,7 @@ impl Calls {
     /// A page of the answering node's parked keys. A client that talks to several nodes names the one it means.
     pub async fn parked(&self, request: &v1::ListParkedRequest) -> Result<v1::ListParkedResponse, Error> {
         self.nodes
-            .call(Nature::Read, self.timeout, request, |channel, request| async move {
+            .call(self.about(Nature::Read, None), request, |channel, request| async move {
                 parked(channel).list_parked(request).await
             })
             .await
@@ -497,7 +524,7 @@ impl Calls {
         let request =
             v1::GetParkedRequest { node: node.to_owned(), scope: scope.to_owned(), key: key.to_owned() };
         self.nodes
-            .call(Nature::Read, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Read, None), &request, |channel, request| async move {
                 parked(channel).get_parked(request).await
             })
             .await
@@ -514,7 +541,7 @@ impl Calls {
         let request =
             v1::RetryParkedRequest { node: node.to_owned(), scope: scope.to_owned(), key: key.to_owned() };
         self.nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, None), &request, |channel, request| async move {
                 parked(channel).retry_parked(request).await
             })
             .await
@@ -534,10 +561,14 @@ impl Calls {
             confirm: true,
         };
         self.nodes
-            .call(Nature::Write, self.timeout, &request, |channel, request| async move {
+            .call(self.about(Nature::Write, None), &request, |channel, request| async move {
                 parked(channel).drop_parked(request).await
             })
             .await
+    }
+
+    pub(crate) fn about<'a>(&self, nature: Nature, scope: Option<&'a str>) -> About<'a> {
+        About { nature, scope, session: !self.token().is_empty(), time: self.timeout }
     }
 
     /// Durability, session and a fresh request id.
@@ -565,7 +596,7 @@ impl Calls {
     }
 
     fn unexpected(&self, what: String) -> Error {
-        Error::Unexpected { endpoint: self.endpoint().to_owned(), what, effect: Effect::Unknown }
+        Error::Unexpected { endpoint: self.endpoint(), what, effect: Effect::Unknown }
     }
 }
 

@@ -57,13 +57,41 @@ pub enum Error {
         /// Unknown for a write.
         effect: Effect,
     },
+    /// A value of the application is no JSON, so nothing was sent.
+    #[error("a value of type {of} cannot be written as JSON: {reason}; no effect")]
+    Encode {
+        /// Its type.
+        of: &'static str,
+        /// What serde says.
+        reason: String,
+    },
+    /// A value that was read is none of the type asked for: ask for another one.
+    #[error("the value of key \"{}\" is no {into}: {reason}", .key.escape_debug())]
+    Decode {
+        /// The key.
+        key: String,
+        /// The type asked for.
+        into: &'static str,
+        /// What serde says.
+        reason: String,
+    },
+    /// A text is no session.
+    #[error("the text of a session {reason}")]
+    BadSession {
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl Error {
     /// What happened to the state.
     pub fn effect(&self) -> Effect {
         match self {
-            Error::BadEndpoint { .. } | Error::Unreachable(_) => Effect::None,
+            Error::BadEndpoint { .. }
+            | Error::Unreachable(_)
+            | Error::Encode { .. }
+            | Error::Decode { .. }
+            | Error::BadSession { .. } => Effect::None,
             Error::Refused(problem) => problem.effect(),
             Error::TimedOut { effect, .. }
             | Error::Lost { effect, .. }

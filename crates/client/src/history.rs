@@ -6,7 +6,7 @@ use tropism_wire::v1;
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::history_service_client::HistoryServiceClient;
 
-use crate::client::Calls;
+use crate::calls::Calls;
 use crate::connection::Nature;
 use crate::error::Error;
 use crate::types::{Entry, Found};

@@ -18,6 +18,8 @@ mod calls;
 mod connection;
 mod error;
 mod history;
+mod retry;
+mod route;
 mod stream;
 mod types;
 
@@ -27,10 +29,11 @@ mod tests;
 pub use calls::Calls;
 pub use connection::{DEFAULT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_ENDPOINTS};
 pub use error::Error;
+pub use route::NodeView;
 pub use stream::{Happening, Scan, ScanRange, Watch, WatchEvent, WatchMessage, WatchTarget};
 pub use types::{
-    Answered, Deleted, Entry, Expiry, Found, Incremented, Patch, Precondition, PutItem, PutOptions, Register,
-    Stamps, Value, Written,
+    Answered, Deleted, Entry, Expiry, Found, FoundMany, Incremented, Patch, Precondition, PutItem,
+    PutOptions, Register, Stamps, Value, Written,
 };
 
 /// What answers about nodes, regions and scopes are made of, and the operations of a patch.

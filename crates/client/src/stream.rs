@@ -1,6 +1,8 @@
 //! Streams that resume by themselves: scans by their page token, watches by their resume token.
 
 use std::collections::VecDeque;
+use std::ops::{Range, RangeFull};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,8 +11,9 @@ use tonic::{Status, Streaming};
 use tropism_wire::{Effect, Problem, Reason, error::RESUME_TOKEN, v1};
 
 use crate::calls::{Calls, state};
-use crate::connection::Nature;
+use crate::connection::Node;
 use crate::error::{Error, is_loss};
+use crate::retry::Nature;
 use crate::types::Entry;
 
 /// How often in a row a stream may break without having brought anything.
@@ -35,13 +38,34 @@ pub struct ScanRange {
     pub keys_only: bool,
 }
 
+/// Everything.
+impl From<RangeFull> for ScanRange {
+    fn from(_: RangeFull) -> Self {
+        Self::default()
+    }
+}
+
+/// Keys that start with this.
+impl From<&str> for ScanRange {
+    fn from(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), ..Self::default() }
+    }
+}
+
+/// Keys from the first, inclusive, to the last, exclusive.
+impl From<Range<&str>> for ScanRange {
+    fn from(range: Range<&str>) -> Self {
+        Self { start: range.start.to_owned(), end: range.end.to_owned(), ..Self::default() }
+    }
+}
+
 /// The entries of a range, in byte order of their keys. Goes on at another node when its own fails; what it shows is then
 /// of a later state.
 #[derive(Debug)]
 pub struct Scan {
     client: Calls,
     request: v1::ScanRequest,
-    stream: Option<Streaming<v1::ScanResponse>>,
+    stream: Option<(Arc<Node>, Streaming<v1::ScanResponse>)>,
     entries: VecDeque<v1::Entry>,
     /// The last answer, whose token covers what was read.
     answer: Option<v1::Answer>,
@@ -79,14 +103,12 @@ impl Scan {
 
     /// Reads one message, or opens the stream, again if it broke.
     async fn read(&mut self) -> Result<(), Error> {
-        let Some(stream) = &mut self.stream else {
-            let (nodes, time) = (&self.client.nodes, self.client.timeout);
-            let opened = nodes
-                .call(Nature::Stream, time, &self.request, |channel, request| async move {
-                    state(channel).scan(request).await
-                })
-                .await?;
-            self.stream = Some(opened);
+        let Some((node, stream)) = &mut self.stream else {
+            let about = self.client.about(Nature::Stream, Some(&self.request.scope));
+            let opened = self.client.nodes.call_at(about, &self.request, |channel, request| async move {
+                state(channel).scan(request).await
+            });
+            self.stream = Some(opened.await?);
             return Ok(());
         };
         match timeout(self.client.timeout, stream.message()).await {
@@ -107,11 +129,14 @@ impl Scan {
                 self.done = self.request.page_token.is_empty();
             }
             Ok(Err(status)) => {
-                let endpoint = self.client.endpoint();
-                pause(&mut self.breaks, endpoint, &status).await?;
+                self.client.nodes.broken(node, &status);
+                pause(&mut self.breaks, &node.endpoint, &status).await?;
                 self.stream = None;
             }
-            Err(_) => return Err(self.client.silent()),
+            Err(_) => {
+                let (endpoint, timeout) = (node.endpoint.clone(), self.client.timeout);
+                return Err(Error::TimedOut { endpoint, timeout, effect: Effect::None });
+            }
         }
         if self.done {
             self.stream = None;
@@ -131,6 +156,13 @@ pub enum WatchTarget {
     Key(String),
     /// Keys that start with this.
     Prefix(String),
+}
+
+/// All of the scope.
+impl From<RangeFull> for WatchTarget {
+    fn from(_: RangeFull) -> Self {
+        Self::Scope
+    }
 }
 
 /// What happened.
@@ -174,12 +206,14 @@ pub struct WatchMessage {
     pub staleness_ms: u64,
 }
 
-/// A watch that goes on at another node when its own fails, without a gap.
+/// A watch that goes on at another node when its own fails, and at a nearer one when there is one, without a gap.
 #[derive(Debug)]
 pub struct Watch {
     client: Calls,
     request: v1::WatchRequest,
-    stream: Option<Streaming<v1::WatchResponse>>,
+    stream: Option<(Arc<Node>, Streaming<v1::WatchResponse>)>,
+    /// What is there has been told, so that the resume token is all that another node has to know.
+    current: bool,
     breaks: u32,
 }
 
@@ -203,7 +237,7 @@ impl Watch {
             resume_token,
             token: client.token(),
         };
-        Self { client, request, stream: None, breaks: 0 }
+        Self { client, request, stream: None, current: false, breaks: 0 }
     }
 
     /// Where the watch stands; empty before its first message.
@@ -214,38 +248,56 @@ impl Watch {
     /// Waits for the next message. Safe to drop while it waits.
     pub async fn next(&mut self) -> Result<WatchMessage, Error> {
         loop {
-            let Some(stream) = &mut self.stream else {
+            let Some((node, stream)) = &mut self.stream else {
                 self.open().await?;
                 continue;
             };
+            let node = node.clone();
             let status = match timeout(WATCH_SILENCE, stream.message()).await {
                 Ok(Ok(Some(message))) => {
                     self.breaks = 0;
                     self.request.resume_token = message.resume_token.clone();
-                    return Ok(message.into());
+                    let message = WatchMessage::from(message);
+                    self.follow(&message, &node);
+                    return Ok(message);
                 }
                 Ok(Ok(None)) => Status::unavailable("the node ended the watch"),
                 Ok(Err(status)) => status,
                 Err(_) => Status::unavailable("the node fell silent"),
             };
+            self.client.nodes.broken(&node, &status);
             self.stream = None;
             // A watch that read too slowly goes on from the token it is told.
             let told = Problem::from_status(&status).and_then(|problem| problem.fact_bytes(RESUME_TOKEN));
             if let Some(token) = told {
                 self.request.resume_token = token.into();
             }
-            pause(&mut self.breaks, self.client.endpoint(), &status).await?;
+            pause(&mut self.breaks, &node.endpoint, &status).await?;
+        }
+    }
+
+    /// Leaves for another node if that is where a new watch would go. A node says something at least every 5 s, so this is
+    /// asked as often.
+    fn follow(&mut self, message: &WatchMessage, node: &Node) {
+        for event in &message.events {
+            match event.happening {
+                Happening::Current => self.current = true,
+                Happening::Reset => self.current = false,
+                _ => {}
+            }
+        }
+        let about = self.client.about(Nature::Stream, Some(&self.request.scope));
+        if self.current && !self.request.resume_token.is_empty() && self.client.nodes.nearer(about, node) {
+            self.stream = None;
         }
     }
 
     async fn open(&mut self) -> Result<(), Error> {
-        let (nodes, time) = (&self.client.nodes, self.client.timeout);
-        let opened = nodes
-            .call(Nature::Stream, time, &self.request, |channel, request| async move {
-                state(channel).watch(request).await
-            })
-            .await?;
-        self.stream = Some(opened);
+        let about = self.client.about(Nature::Stream, Some(&self.request.scope));
+        let opened = self.client.nodes.call_at(about, &self.request, |channel, request| async move {
+            state(channel).watch(request).await
+        });
+        self.stream = Some(opened.await?);
         Ok(())
     }
 }
@@ -285,11 +337,4 @@ async fn pause(breaks: &mut u32, endpoint: &str, status: &Status) -> Result<(), 
     }
     sleep(PAUSE * (*breaks - 1)).await;
     Ok(())
-}
-
-impl Calls {
-    fn silent(&self) -> Error {
-        let endpoint = self.endpoint().to_owned();
-        Error::TimedOut { endpoint, timeout: self.timeout, effect: Effect::None }
-    }
 }

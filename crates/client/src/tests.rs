@@ -10,11 +10,10 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, iter};
 use tonic::transport::Server;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tropism_wire::v1::state_service_server::{StateService, StateServiceServer};
 use tropism_wire::{Effect, Problem, Reason, v1};
 
-use crate::connection::{Nature, Next, after};
 use crate::{Calls, Error, Happening, ScanRange, WatchTarget};
 
 /// What a scripted node answers next.
@@ -371,33 +370,4 @@ async fn a_watch_goes_on_from_its_resume_token() {
     let tokens: Vec<Bytes> =
         node.0.lock().unwrap().continued.iter().map(|(token, _)| token.clone()).collect();
     assert_eq!(tokens, ["", "t2", "t3"]);
-}
-
-#[test]
-fn only_what_cannot_do_harm_is_repeated() {
-    let problem = |reason: Reason| {
-        if reason.code() == Code::Unavailable {
-            Problem::unavailable(reason, Duration::ZERO, "why").to_status()
-        } else {
-            Problem::failed_precondition(reason, "why").to_status()
-        }
-    };
-    use Nature::{Read, Write};
-    for (status, nature, unsettled, next) in [
-        (problem(Reason::NotReady), Read, false, Next::Elsewhere),
-        (problem(Reason::NotReady), Write, false, Next::Elsewhere),
-        (problem(Reason::NotReady), Write, true, Next::Again),
-        (problem(Reason::ClockFenced), Write, false, Next::Elsewhere),
-        (problem(Reason::TokenAhead), Read, false, Next::Elsewhere),
-        (problem(Reason::OutcomeUnknown), Write, false, Next::Again),
-        (problem(Reason::Overloaded), Write, false, Next::Again),
-        (problem(Reason::KeyExists), Write, true, Next::Stop),
-        (problem(Reason::Internal), Write, false, Next::Stop),
-        (lost(), Read, false, Next::Elsewhere),
-        (lost(), Nature::Stream, false, Next::Elsewhere),
-        (lost(), Write, false, Next::Again),
-        (Status::unimplemented("no such service"), Read, false, Next::Stop),
-    ] {
-        assert_eq!(after(&status, nature, unsettled), next, "{status:?}, {nature:?}, unsettled: {unsettled}");
-    }
 }

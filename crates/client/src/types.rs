@@ -63,6 +63,17 @@ pub struct Found {
     pub answered: Answered,
 }
 
+/// The answer of a get of many keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundMany {
+    /// The entries of those keys that are visible, in the order of the request.
+    pub entries: Vec<Entry>,
+    /// Keys that were not read because the answer was full; ask again for them.
+    pub left: Vec<String>,
+    /// Who answered.
+    pub answered: Answered,
+}
+
 /// What a write did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
