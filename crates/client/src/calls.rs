@@ -62,8 +62,8 @@ impl Calls {
     }
 
     /// Calls to whichever node of a cluster is the nearest.
-    pub(crate) async fn nearest(seeds: Vec<String>) -> Result<Self, Error> {
-        let calls = Self::over(Nodes::new(seeds, false)?);
+    pub(crate) async fn nearest(nodes: Arc<Nodes>) -> Result<Self, Error> {
+        let calls = Self::over(nodes);
         calls.nodes.race(calls.timeout).await?;
         calls.nodes.probe();
         Ok(calls)

@@ -6,7 +6,9 @@ use tropism_placement::Durability;
 use tropism_wire::{from_proto, v1};
 
 use crate::calls::Calls;
+use crate::connection::Nodes;
 use crate::error::Error;
+use crate::route::NodeView;
 use crate::scope::Scope;
 use crate::session::Session;
 
@@ -41,7 +43,14 @@ impl Client {
     /// Errors: [`Error::BadEndpoint`] before anything is sent; [`Error::Unreachable`] when none answers within
     /// [`crate::DEFAULT_TIMEOUT`].
     pub async fn connect<Seed: Into<String>>(seeds: impl IntoIterator<Item = Seed>) -> Result<Self, Error> {
-        Ok(Self { calls: Calls::nearest(seeds.into_iter().map(Into::into).collect()).await? })
+        let nodes = Nodes::new(seeds.into_iter().map(Into::into).collect(), false)?;
+        Ok(Self { calls: Calls::nearest(nodes).await? })
+    }
+
+    /// A client whose distances are measured in a hurry.
+    #[cfg(test)]
+    pub(crate) async fn in_a_hurry(seeds: Vec<String>) -> Result<Self, Error> {
+        Ok(Self { calls: Calls::nearest(Nodes::new(seeds, false)?.at_speed(50)).await? })
     }
 
     /// The same with another time for each call, its retries included. Nodes shorten it to 60 s.
@@ -84,12 +93,17 @@ impl Client {
         Self { calls: self.calls.new_session() }
     }
 
-    /// The nodes of all regions, as the answering node knows them.
-    pub async fn nodes(&self) -> Result<Vec<v1::Node>, Error> {
-        self.calls.nodes().await
+    /// What this client knows of the nodes: how far each is from here, and which is asked. Asks nobody.
+    pub fn nodes(&self) -> Vec<NodeView> {
+        self.calls.nodes.view()
     }
 
-    /// The regions, and the round trips between them.
+    /// The region whose node is asked where nothing speaks against it; none before that node has said who it is.
+    pub fn region(&self) -> Option<String> {
+        self.nodes().into_iter().find(|node| node.chosen).and_then(|node| node.region)
+    }
+
+    /// The regions, and the round trips between them, as the answering node knows them.
     pub async fn regions(&self) -> Result<v1::ListRegionsResponse, Error> {
         self.calls.regions().await
     }

@@ -77,6 +77,8 @@ pub(crate) struct Node {
 #[derive(Debug)]
 pub(crate) struct Nodes {
     began: Instant,
+    /// How fast the time of probes and memories goes: 1, but for tests.
+    speed: u32,
     shared: Mutex<Shared>,
     budget: Mutex<Budget>,
     /// Wakes the prober: the nodes that are known do not suffice.
@@ -103,6 +105,7 @@ impl Nodes {
         }
         Ok(Arc::new(Self {
             began: Instant::now(),
+            speed: 1,
             shared: Mutex::new(Shared { routes, nodes }),
             budget: Mutex::new(Budget::new()),
             ask_again: Arc::default(),
@@ -110,7 +113,13 @@ impl Nodes {
     }
 
     fn now(&self) -> Moment {
-        self.began.elapsed()
+        self.began.elapsed() * self.speed
+    }
+
+    /// The same in a hurry.
+    #[cfg(test)]
+    pub(crate) fn at_speed(self: Arc<Self>, speed: u32) -> Arc<Self> {
+        Arc::new(Self { speed, ..Arc::into_inner(self).unwrap_or_else(|| panic!("nobody else has it yet")) })
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -244,12 +253,18 @@ impl Nodes {
                     self.shared().routes.answered(node.number);
                     return Ok((node, answer.into_inner()));
                 }
+                // It had a part of the time, which is over there first.
+                Ok(Err(status))
+                    if patience < left && Reason::of(&status) == Some(Reason::DeadlineExceeded) =>
+                {
+                    (no_answer(), true)
+                }
                 // The transport has a timer of its own.
                 Ok(Err(status)) => {
                     let silent = Problem::from_status(&status).is_none() && Instant::now() >= until;
                     (status, silent)
                 }
-                Err(_) => (Status::unavailable("no answer in time"), true),
+                Err(_) => (no_answer(), true),
             };
             self.blame(&node, about, &status, silent, patience);
             if silent && Instant::now() >= deadline {
@@ -389,6 +404,11 @@ impl Nodes {
     }
 }
 
+/// What a node that said nothing for as long as it was given is taken to have said.
+fn no_answer() -> Status {
+    Status::unavailable("no answer in time")
+}
+
 /// Name of the fact that a [`Reason::NotServedHere`] brings: the regions that serve the scope, joined by commas.
 const SERVING_REGIONS: &str = "regions";
 
@@ -399,6 +419,7 @@ async fn probe(nodes: Weak<Nodes>) {
     loop {
         let Some(strong) = nodes.upgrade() else { return };
         let now = strong.now();
+        let speed = strong.speed;
         let (due, wait): (Vec<Arc<Node>>, Duration) = {
             let mut shared = strong.shared();
             let due = shared.routes.due(now, rand::rng().random_range(0.8..1.2));
@@ -425,7 +446,7 @@ async fn probe(nodes: Weak<Nodes>) {
                 nodes.learn(first.number, &told, true);
             }
         }
-        let wait = wait.clamp(LEAST_ROUND, PROBE_INTERVAL);
+        let wait = wait.clamp(LEAST_ROUND, PROBE_INTERVAL) / speed;
         if timeout(wait, ask_again.notified()).await.is_ok() {
             told_at = told_at.min(now + LEAST_TOLD_INTERVAL);
         }

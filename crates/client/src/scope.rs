@@ -17,6 +17,7 @@ use crate::calls::Calls;
 use crate::edit::Edit;
 use crate::error::Error;
 use crate::records::{Changes, Keys, Record, Records};
+use crate::session::Session;
 use crate::stream::{ScanRange, WatchTarget};
 use crate::types::{Entry, Expiry, Patch, Precondition, PutItem, PutOptions, Register, Value, Written};
 use crate::value;
@@ -308,6 +309,16 @@ impl Scope {
     /// Where the scope is: its placement record, and what the answering node holds of it.
     pub async fn placement(&self) -> Result<v1::Scope, Error> {
         self.calls.scope(&self.name).await
+    }
+
+    /// The session so far: what was written and read through this handle, its clones, and the client it is of.
+    pub fn session(&self) -> Session {
+        Session::new(self.calls.token())
+    }
+
+    /// The calls of the protocol, in the session and with the options of this handle.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     async fn entry(&self, key: &str) -> Result<Option<Entry>, Error> {

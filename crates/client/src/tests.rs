@@ -7,17 +7,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, iter};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tropism_wire::v1::cluster_service_server::{ClusterService, ClusterServiceServer};
 use tropism_wire::v1::state_service_server::{StateService, StateServiceServer};
 use tropism_wire::{Effect, Problem, Reason, v1};
 
 use crate::{Calls, Error, Happening, ScanRange, WatchTarget};
 
+mod nearest;
+mod values;
+
 /// What a scripted node answers next.
 enum Answer {
+    /// A value of this version.
+    Value(v1::Value, &'static str),
     /// A version or value with this token.
     Token(&'static str),
     /// An error.
@@ -36,6 +46,12 @@ struct Node(Arc<Mutex<Script>>);
 
 #[derive(Default)]
 struct Script {
+    /// What it tells of the nodes, itself included; without, it knows of no nodes and no health.
+    nodes: Vec<v1::Node>,
+    /// How long its way takes.
+    delay: Duration,
+    /// Whether it says that it serves.
+    serves: bool,
     answers: VecDeque<Answer>,
     /// Request ids of writes.
     ids: Vec<Bytes>,
@@ -43,6 +59,8 @@ struct Script {
     tokens: Vec<Bytes>,
     /// Page and resume tokens, and limits.
     continued: Vec<(Bytes, u64)>,
+    /// What was put.
+    puts: Vec<v1::PutRequest>,
 }
 
 impl Node {
@@ -51,24 +69,38 @@ impl Node {
         node.0.lock().unwrap().answers = answers.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let service = StateServiceServer::new(node.clone());
-        tokio::spawn(
-            Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
-        );
+        node.clone().serve(listener);
         (node, endpoint)
+    }
+
+    fn serve(self, listener: TcpListener) -> AbortHandle {
+        let cluster = ClusterServiceServer::new(self.clone());
+        let health = HealthServer::new(self.clone());
+        let server = Server::builder()
+            .add_service(StateServiceServer::new(self))
+            .add_service(cluster)
+            .add_service(health)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(server).abort_handle()
     }
 
     fn next(&self) -> Answer {
         self.0.lock().unwrap().answers.pop_front().expect("the script is longer")
     }
 
+    async fn way(&self) {
+        let delay = self.0.lock().unwrap().delay;
+        tokio::time::sleep(delay).await;
+    }
+
     async fn answer(&self, token: Bytes) -> Result<Option<v1::Answer>, Status> {
+        self.way().await;
         self.0.lock().unwrap().tokens.push(token);
         match self.next() {
             Answer::Token(token) => Ok(Some(v1::Answer { token: token.into(), ..v1::Answer::default() })),
             Answer::Fails(status) => Err(status),
             Answer::Silence => std::future::pending().await,
-            Answer::Scan(_) | Answer::Watch(_) => panic!("the script says otherwise"),
+            Answer::Value(..) | Answer::Scan(_) | Answer::Watch(_) => panic!("the script says otherwise"),
         }
     }
 
@@ -96,12 +128,19 @@ impl StateService for Node {
     type WatchStream = Messages<v1::WatchResponse>;
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let is_value = matches!(self.0.lock().unwrap().answers.front(), Some(Answer::Value(..)));
+        if is_value && let Answer::Value(value, version) = self.next() {
+            let entry = v1::Entry { value: Some(value), version: version.into(), ..v1::Entry::default() };
+            return Ok(Response::new(v1::GetResponse { entry: Some(entry), answer: None }));
+        }
         let answer = self.answer(request.into_inner().token).await?;
         Ok(Response::new(v1::GetResponse { entry: None, answer }))
     }
 
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        let answer = self.write(request.into_inner().options).await?;
+        let request = request.into_inner();
+        self.0.lock().unwrap().puts.push(request.clone());
+        let answer = self.write(request.options).await?;
         Ok(Response::new(v1::PutResponse { result: Some(v1::WriteResult::default()), answer }))
     }
 
@@ -156,6 +195,53 @@ impl StateService for Node {
         unscripted()
     }
     async fn stamp(&self, _: Request<v1::StampRequest>) -> Result<Response<v1::StampResponse>, Status> {
+        unscripted()
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Node {
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        self.way().await;
+        let nodes = self.0.lock().unwrap().nodes.clone();
+        if nodes.is_empty() { unscripted() } else { Ok(Response::new(v1::ListNodesResponse { nodes })) }
+    }
+
+    async fn list_regions(
+        &self,
+        _: Request<v1::ListRegionsRequest>,
+    ) -> Result<Response<v1::ListRegionsResponse>, Status> {
+        unscripted()
+    }
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        unscripted()
+    }
+    async fn list_spans(
+        &self,
+        _: Request<v1::ListSpansRequest>,
+    ) -> Result<Response<v1::ListSpansResponse>, Status> {
+        unscripted()
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Node {
+    type WatchStream = Messages<HealthCheckResponse>;
+
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        self.way().await;
+        let serves = self.0.lock().unwrap().serves;
+        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        Ok(Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         unscripted()
     }
 }
