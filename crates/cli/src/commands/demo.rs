@@ -34,8 +34,7 @@ use crate::world::{Options, RegionsFile, StopSignals, World, node_command};
 /// The regions file of a tour that names none.
 const USUAL_REGIONS: &str = "three-continents";
 /// What the tour adds in front of the rules of the regions file: a place for a text that two people type.
-const NOTES_RULE: &str =
-    "[[rule]]\nname = \"demo-notes\"\npattern = \"notes/**\"\nkind = \"document\"\ntext = [\"/text\"]\n\n";
+const NOTES_RULE: &str = "[[rule]]\nname = \"demo-notes\"\npattern = \"demo-notes/**\"\nkind = \"document\"\ntext = [\"/text\"]\n\n";
 /// Regions that the acts need: one is cut off, two edit.
 const MIN_REGIONS: usize = 3;
 /// How long regions may take to become equal: many times what a link and a redial take.

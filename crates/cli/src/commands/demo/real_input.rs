@@ -31,7 +31,7 @@ const MAX_TRACE_BYTES: u64 = 64 << 20;
 const KEYSTROKES: usize = 4000;
 /// Most keystrokes in one patch: below the limit of operations, and a second or two of fast typing.
 const MAX_RUN: usize = 500;
-const NOTES: &str = "notes/session";
+const NOTES: &str = "demo-notes/session";
 const NOTE: &str = "friends";
 /// How long one typist waits for the other's answer.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
