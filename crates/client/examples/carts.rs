@@ -49,13 +49,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }),
         there.update(&key, |cart: &mut Cart| cart.note = Some("leave it at the door".to_owned())),
     );
-    (mine?, theirs?);
+    mine.and(theirs)?;
     // Counters inside documents add up, so say what you mean.
     let (mine, theirs) = tokio::join!(
         here.edit(&key, Edit::new().increment("/items/tea/n", 1)),
         there.edit(&key, Edit::new().increment("/items/tea/n", 5)),
     );
-    (mine?, theirs?);
+    mine.and(theirs)?;
 
     let item = |n| Item { n };
     let expected = Cart {

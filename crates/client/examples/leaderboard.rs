@@ -23,7 +23,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (here, there) = (one.scope("stats/points")?, other.scope("stats/points")?);
     let game = format!("game-{:08x}/", rand::random::<u32>());
     let (mine, theirs) = tokio::join!(score(&here, &game, &HERE), score(&there, &game, &THERE));
-    (mine?, theirs?);
+    mine.and(theirs)?;
 
     for (client, session) in [(&one, other.session()), (&other, one.session())] {
         // A region has what was added in it; with the session of the other side the sums have that, too.

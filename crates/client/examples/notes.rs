@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         here.edit_at(&key, &mine.version, here_edit),
         there.edit_at(&key, &theirs.version, there_edit),
     );
-    (mine?, theirs?);
+    mine.and(theirs)?;
     // And the rest by plain Rust.
     there.update(&key, |note: &mut Note| note.title = "The plan".to_owned()).await?;
 

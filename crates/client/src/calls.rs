@@ -19,6 +19,7 @@ use tropism_wire::{Effect, Problem, to_proto, v1};
 use crate::connection::{About, DEFAULT_TIMEOUT, Nodes};
 use crate::error::Error;
 use crate::retry::Nature;
+use crate::route::NodeNumber;
 use crate::stream::{Scan, ScanRange, Watch, WatchTarget};
 use crate::types::{
     Answered, Deleted, Entry, Expiry, Found, FoundMany, Incremented, Patch, PutItem, PutOptions, Register,
@@ -110,15 +111,19 @@ impl Calls {
 
     /// The value of a key.
     pub async fn get(&self, scope: &str, key: &str) -> Result<Found, Error> {
+        Ok(self.get_at(scope, key).await?.1)
+    }
+
+    /// The same, and which node answered.
+    pub(crate) async fn get_at(&self, scope: &str, key: &str) -> Result<(NodeNumber, Found), Error> {
         let request = v1::GetRequest { scope: scope.to_owned(), key: key.to_owned(), token: self.token() };
-        let answer = self
+        let about = self.about(Nature::Read, Some(scope));
+        let (node, answer) = self
             .nodes
-            .call(self.about(Nature::Read, Some(scope)), &request, |channel, request| async move {
-                state(channel).get(request).await
-            })
+            .call_at(about, &request, |channel, request| async move { state(channel).get(request).await })
             .await?;
         let answered = self.keep(answer.answer);
-        Ok(Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered })
+        Ok((node.number, Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered }))
     }
 
     /// The values of many keys of a scope, 1 to 1000, each once, all from one state of the node that answers. Keys that are
@@ -340,6 +345,16 @@ impl Calls {
 
     /// Sets or clears the expiry of a visible key. Returns when it expires, Unix milliseconds; none: never.
     pub async fn expire(&self, scope: &str, key: &str, expiry: Expiry) -> Result<Option<u64>, Error> {
+        Ok(self.expire_at(scope, key, expiry).await?.1)
+    }
+
+    /// The same, and the write.
+    pub(crate) async fn expire_at(
+        &self,
+        scope: &str,
+        key: &str,
+        expiry: Expiry,
+    ) -> Result<(Written, Option<u64>), Error> {
         let request = v1::ExpireRequest {
             scope: scope.to_owned(),
             key: key.to_owned(),
@@ -352,8 +367,8 @@ impl Calls {
                 state(channel).expire(request).await
             })
             .await?;
-        self.written(answer.result, answer.answer)?;
-        Ok(Some(answer.expires_at_ms).filter(|ms| *ms > 0))
+        let expires_at_ms = Some(answer.expires_at_ms).filter(|ms| *ms > 0);
+        Ok((self.written(answer.result, answer.answer)?, expires_at_ms))
     }
 
     /// The visible keys of a scope in byte order. The session's token covers the scan once it is at its end.

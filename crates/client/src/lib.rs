@@ -30,6 +30,7 @@
 //!   answer is settled by asking the same node again and never by writing twice.
 //! - [`Calls`] are the calls of the protocol with all that they answer, for tools.
 
+mod cache;
 mod calls;
 mod client;
 mod connection;
@@ -48,6 +49,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use cache::Cache;
 pub use calls::Calls;
 pub use client::Client;
 pub use connection::{DEFAULT_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_ENDPOINTS};

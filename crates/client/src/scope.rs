@@ -10,9 +10,11 @@ use rand::RngExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
+use tropism_crdt::Stamp;
 use tropism_placement::Durability;
 use tropism_wire::{Problem, Reason, v1};
 
+use crate::cache::{Cache, Cached};
 use crate::calls::Calls;
 use crate::edit::Edit;
 use crate::error::Error;
@@ -45,11 +47,12 @@ pub struct Scope {
     /// The kind that the scope's node said it has, 0 before anybody asked.
     kind: Arc<AtomicI32>,
     expiry: Option<Expiry>,
+    cached: Option<Arc<Cached>>,
 }
 
 impl Scope {
     pub(crate) fn new(calls: Calls, name: &str) -> Self {
-        Self { calls, name: name.into(), kind: Arc::default(), expiry: None }
+        Self { calls, name: name.into(), kind: Arc::default(), expiry: None, cached: None }
     }
 
     /// The scope's name.
@@ -86,6 +89,19 @@ impl Scope {
     #[must_use]
     pub fn with_new_session(mut self) -> Self {
         self.calls = self.calls.new_session();
+        self
+    }
+
+    /// The same scope with a memory of at most so many bytes, keys and some 256 bytes a key included, that this handle and
+    /// its clones share: `get`, `read`, `count` and `get_bytes` need not ask a node for what is in it. What was not read for
+    /// the longest time goes first. Writes by these handles are read at once; those of others are read when
+    /// [`Cache`] says so, and a read that asked a node may be followed by one that shows a little less. `update`, scans and
+    /// `get_many` always ask.
+    ///
+    /// [`Cache::Watched`] needs a runtime of tokio, and one of the node's watches (`TOO_MANY_WATCHES`: every read asks).
+    #[must_use]
+    pub fn with_cache(mut self, cache: Cache, most_bytes: usize) -> Self {
+        self.cached = Cached::new(cache, &self.calls, &self.name, most_bytes);
         self
     }
 
@@ -164,7 +180,7 @@ impl Scope {
     ) -> Result<Written, Error> {
         let register = Register { content: content.into(), content_type: content_type.to_owned() };
         let options = PutOptions { expiry: self.expiry, ..PutOptions::default() };
-        self.calls.put(&self.name, key, Value::Register(register), options).await
+        self.put_value(key, Value::Register(register), options).await
     }
 
     /// Writes the values of many keys, at most 1000 in at most 4 MiB. There are no transactions: each key has its own
@@ -182,7 +198,15 @@ impl Scope {
                 if kind == v1::Kind::Register { value::register(json) } else { Value::Document(json) };
             items.push(PutItem { key: key.into(), value, options: options.clone() });
         }
-        self.calls.batch_put(&self.name, items).await
+        let Some(cached) = &self.cached else { return self.calls.batch_put(&self.name, items).await };
+        let keys: Vec<String> = items.iter().map(|item| item.key.clone()).collect();
+        let forgets: Vec<Forgets<'_>> = keys.iter().map(|key| Forgets::new(cached, key)).collect();
+        let written = self.calls.batch_put(&self.name, items).await;
+        for (key, result) in keys.iter().zip(written.iter().flatten()) {
+            cached.writes(key, result.as_ref().ok().map(|written| written.stamp));
+        }
+        drop(forgets);
+        written
     }
 
     /// Reads the value of a key, changes it, and writes what has changed: a document merges with what others write
@@ -205,7 +229,7 @@ impl Scope {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let one = Self { calls: self.calls.clone().with_timeout(left), ..self.clone() };
-            let (mut value, is) = match one.entry(key).await? {
+            let (mut value, is) = match one.calls.get(&self.name, key).await?.entry {
                 None => (T::default(), None),
                 Some(entry) => (value::decode(&entry)?, Some(entry)),
             };
@@ -227,7 +251,7 @@ impl Scope {
                     };
                     // A put without an expiry takes away the one that is there.
                     options.expiry = options.expiry.or(entry.expires_at_ms.map(Expiry::At));
-                    one.calls.put(&self.name, key, value, options).await
+                    one.put_value(key, value, options).await
                 }
             };
             tries += 1;
@@ -249,7 +273,7 @@ impl Scope {
     /// Edits a document by what is meant: see [`Edit`]. A key without a value begins as an empty object.
     pub async fn edit(&self, key: &str, edit: Edit) -> Result<Written, Error> {
         let options = PutOptions { expiry: self.expiry, ..PutOptions::default() };
-        self.calls.patch(&self.name, key, Patch::Operations(edit.operations()?), options).await
+        self.patch(key, edit, options).await
     }
 
     /// Edits a document that was read at `version`, where it may have gone on since: paths and positions are those of that
@@ -257,26 +281,29 @@ impl Scope {
     pub async fn edit_at(&self, key: &str, version: &Bytes, edit: Edit) -> Result<Written, Error> {
         let options =
             PutOptions { base_version: version.clone(), expiry: self.expiry, ..PutOptions::default() };
-        self.calls.patch(&self.name, key, Patch::Operations(edit.operations()?), options).await
+        self.patch(key, edit, options).await
     }
 
     /// Adds to a counter; negative numbers subtract. Returns the sum as the answering region shows it. Whatever is added
     /// where, also while regions are cut off from each other, is in the sum of all of them in the end.
     pub async fn increment(&self, key: &str, by: i64) -> Result<i64, Error> {
-        Ok(self.calls.increment(&self.name, key, by, self.expiry).await?.value)
+        let call = self.calls.increment(&self.name, key, by, self.expiry);
+        Ok(self.writes(key, call, |done| done.written.stamp).await?.value)
     }
 
     /// Deletes a key; false when there was no value. It does not come back, except by a write that had not seen the delete
     /// and was made later.
     pub async fn delete(&self, key: &str) -> Result<bool, Error> {
-        Ok(self.calls.delete(&self.name, key, None).await?.was_visible)
+        let call = self.calls.delete(&self.name, key, None);
+        Ok(self.writes(key, call, |done| done.written.stamp).await?.was_visible)
     }
 
     /// Sets or clears when a key expires; its value stays. Returns when it does, Unix milliseconds; none: never.
     ///
     /// Errors: `KEY_NOT_FOUND`, `ALREADY_EXPIRED`.
     pub async fn expire(&self, key: &str, expiry: Expiry) -> Result<Option<u64>, Error> {
-        self.calls.expire(&self.name, key, expiry).await
+        let call = self.calls.expire_at(&self.name, key, expiry);
+        Ok(self.writes(key, call, |(written, _)| written.stamp).await?.1)
     }
 
     /// The keys of a range and their values, in byte order: `..` for all, a text for those that begin with it, or a
@@ -321,8 +348,44 @@ impl Scope {
         &self.calls
     }
 
+    /// What is remembered of a counter, without asking.
+    #[cfg(test)]
+    pub(crate) fn cached_count(&self, key: &str) -> Option<i64> {
+        let entry = self.cached.as_ref()?.remembered(key)??;
+        value::decode(&entry).ok()
+    }
+
     async fn entry(&self, key: &str) -> Result<Option<Entry>, Error> {
-        Ok(self.calls.get(&self.name, key).await?.entry)
+        match &self.cached {
+            Some(cached) => cached.get(&self.calls, &self.name, key).await,
+            None => Ok(self.calls.get(&self.name, key).await?.entry),
+        }
+    }
+
+    /// Writes a key by `call`, and forgets it before and after: whatever becomes of the write, also when it is dropped.
+    async fn writes<A>(
+        &self,
+        key: &str,
+        call: impl Future<Output = Result<A, Error>>,
+        stamp: impl FnOnce(&A) -> Stamp,
+    ) -> Result<A, Error> {
+        let Some(cached) = &self.cached else { return call.await };
+        let forgets = Forgets::new(cached, key);
+        let done = call.await;
+        if let Ok(done) = &done {
+            cached.writes(key, Some(stamp(done)));
+        }
+        drop(forgets);
+        done
+    }
+
+    async fn put_value(&self, key: &str, value: Value, options: PutOptions) -> Result<Written, Error> {
+        self.writes(key, self.calls.put(&self.name, key, value, options), |written| written.stamp).await
+    }
+
+    async fn patch(&self, key: &str, edit: Edit, options: PutOptions) -> Result<Written, Error> {
+        let patch = Patch::Operations(edit.operations()?);
+        self.writes(key, self.calls.patch(&self.name, key, patch, options), |written| written.stamp).await
     }
 
     /// Puts JSON as what the scope holds. What that is, is guessed from the JSON until a node has said otherwise.
@@ -330,7 +393,7 @@ impl Scope {
         let options = PutOptions { precondition, expiry: self.expiry, ..PutOptions::default() };
         let put = |register: bool| {
             let value = if register { value::register(json.clone()) } else { Value::Document(json.clone()) };
-            self.calls.put(&self.name, key, value, options.clone())
+            self.put_value(key, value, options.clone())
         };
         let register = match self.known_kind() {
             v1::Kind::Unspecified => !value::is_object(&json),
@@ -363,6 +426,25 @@ impl Scope {
         let kind = self.calls.scope(&self.name).await?.kind();
         self.kind.store(kind.into(), Ordering::Relaxed);
         Ok(kind)
+    }
+}
+
+/// Forgets a key, now and when it is dropped.
+struct Forgets<'a> {
+    cached: &'a Cached,
+    key: &'a str,
+}
+
+impl<'a> Forgets<'a> {
+    fn new(cached: &'a Cached, key: &'a str) -> Self {
+        cached.writes(key, None);
+        Self { cached, key }
+    }
+}
+
+impl Drop for Forgets<'_> {
+    fn drop(&mut self) {
+        self.cached.writes(self.key, None);
     }
 }
 

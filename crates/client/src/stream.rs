@@ -14,6 +14,7 @@ use crate::calls::{Calls, state};
 use crate::connection::Node;
 use crate::error::{Error, is_loss};
 use crate::retry::Nature;
+use crate::route::NodeNumber;
 use crate::types::Entry;
 
 /// How often in a row a stream may break without having brought anything.
@@ -243,6 +244,11 @@ impl Watch {
     /// Where the watch stands; empty before its first message.
     pub fn resume_token(&self) -> &Bytes {
         &self.request.resume_token
+    }
+
+    /// The node that the last message came from, as long as the watch stays there.
+    pub(crate) fn told_by(&self) -> Option<NodeNumber> {
+        self.stream.as_ref().map(|(node, _)| node.number)
     }
 
     /// Waits for the next message. Safe to drop while it waits.

@@ -21,6 +21,7 @@ use tropism_wire::{Effect, Problem, Reason, v1};
 
 use crate::{Calls, Error, Happening, ScanRange, WatchTarget};
 
+mod cached;
 mod nearest;
 mod values;
 
@@ -38,6 +39,8 @@ enum Answer {
     Scan(Vec<Result<v1::ScanResponse, Status>>),
     /// These messages of a watch, then perhaps an error.
     Watch(Vec<Result<v1::WatchResponse, Status>>),
+    /// A watch that says what the test says.
+    Open(Messages<v1::WatchResponse>),
 }
 
 /// A node that answers by a script and remembers what it was asked.
@@ -100,7 +103,9 @@ impl Node {
             Answer::Token(token) => Ok(Some(v1::Answer { token: token.into(), ..v1::Answer::default() })),
             Answer::Fails(status) => Err(status),
             Answer::Silence => std::future::pending().await,
-            Answer::Value(..) | Answer::Scan(_) | Answer::Watch(_) => panic!("the script says otherwise"),
+            Answer::Value(..) | Answer::Scan(_) | Answer::Watch(_) | Answer::Open(_) => {
+                panic!("the script says otherwise")
+            }
         }
     }
 
@@ -157,6 +162,7 @@ impl StateService for Node {
         self.0.lock().unwrap().continued.push((request.into_inner().resume_token, 0));
         match self.next() {
             Answer::Watch(messages) => Ok(Response::new(Box::pin(iter(messages)))),
+            Answer::Open(messages) => Ok(Response::new(messages)),
             _ => panic!("the script says otherwise"),
         }
     }

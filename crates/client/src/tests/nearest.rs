@@ -17,6 +17,13 @@ async fn site(name: &str, delay_ms: u64, others: &[v1::Node]) -> (Node, v1::Node
     (node, this)
 }
 
+/// Waits until all is measured, and the nearest chosen.
+async fn until_measured(client: &Client) {
+    let chosen = |node: &NodeView| node.chosen && node.region.as_deref() == Some("near");
+    let measured = |node: &NodeView| node.round_trip.is_some();
+    until(client, "measured", |nodes| nodes.iter().all(measured) && nodes.iter().any(chosen)).await;
+}
+
 /// Waits until the client says so of its nodes; what it waits for comes or the test hangs, and says of what.
 async fn until(client: &Client, what: &str, is: impl Fn(&[NodeView]) -> bool) {
     for _ in 0..2_000 {
@@ -50,7 +57,7 @@ fn says(node: &Node, answers: impl IntoIterator<Item = Answer>) {
 #[tokio::test]
 async fn from_one_seed_the_nearest_node_is_found_and_asked() {
     let (near, told_near) = site("near", 0, &[]).await;
-    let (far, told_far) = site("far", 40, &[told_near]).await;
+    let (far, told_far) = site("far", 80, &[told_near]).await;
     let client = Client::in_a_hurry(vec![told_far.endpoint]).await.unwrap();
     until_in(&client, "near").await;
     let before = far.calls();
@@ -63,7 +70,7 @@ async fn from_one_seed_the_nearest_node_is_found_and_asked() {
 async fn a_node_at_the_address_of_another_is_never_asked() {
     let (stranger, mut told) = site("stranger", 0, &[]).await;
     (told.id, told.region) = ("near-1".to_owned(), "near".to_owned());
-    let (_far, told_far) = site("far", 40, &[told]).await;
+    let (_far, told_far) = site("far", 80, &[told]).await;
     let client = Client::in_a_hurry(vec![told_far.endpoint]).await.unwrap();
     until(&client, "both are probed", |nodes| nodes.iter().any(|node| node.away)).await;
     assert_eq!((client.region().as_deref(), stranger.calls()), (Some("far"), 0));
@@ -72,10 +79,9 @@ async fn a_node_at_the_address_of_another_is_never_asked() {
 #[tokio::test]
 async fn a_call_leaves_a_node_that_stops_and_the_client_comes_back_when_it_serves_again() {
     let (near, told_near) = site("near", 0, &[]).await;
-    let (_far, told_far) = site("far", 40, &[]).await;
+    let (_far, told_far) = site("far", 80, &[]).await;
     let client = Client::in_a_hurry(vec![told_near.endpoint, told_far.endpoint]).await.unwrap();
-    until(&client, "measured", |nodes| nodes.iter().all(|node| node.round_trip.is_some())).await;
-    assert_eq!(client.region().as_deref(), Some("near"));
+    until_measured(&client).await;
     near.0.lock().unwrap().serves = false;
     says(&near, [Answer::Fails(not_ready())]);
     client.scope("s").unwrap().put("key", &serde_json::json!({})).await.unwrap();
@@ -87,11 +93,11 @@ async fn a_call_leaves_a_node_that_stops_and_the_client_comes_back_when_it_serve
 #[tokio::test]
 async fn where_the_nearest_does_not_serve_a_scope_the_nearest_that_does_is_asked_and_remembered() {
     let (near, told_near) = site("near", 0, &[]).await;
-    let (middle, told_middle) = site("middle", 30, &[]).await;
-    let (far, told_far) = site("far", 60, &[]).await;
+    let (middle, told_middle) = site("middle", 80, &[]).await;
+    let (far, told_far) = site("far", 160, &[]).await;
     let seeds = [told_near, told_middle, told_far].map(|told| told.endpoint);
     let client = Client::in_a_hurry(seeds.to_vec()).await.unwrap();
-    until(&client, "measured", |nodes| nodes.iter().all(|node| node.round_trip.is_some())).await;
+    until_measured(&client).await;
     let scope = client.scope("shop/carts").unwrap();
     let calls = || [&near, &middle, &far].map(Node::calls);
 
@@ -125,9 +131,9 @@ async fn a_scope_that_no_known_node_serves_is_an_error_that_says_where_it_is() {
 #[tokio::test]
 async fn a_write_whose_answer_was_lost_stays_at_its_node_though_that_leaves_the_scope() {
     let (near, told_near) = site("near", 0, &[]).await;
-    let (far, told_far) = site("far", 20, &[]).await;
+    let (far, told_far) = site("far", 80, &[]).await;
     let client = Client::in_a_hurry(vec![told_near.endpoint, told_far.endpoint]).await.unwrap();
-    until(&client, "measured", |nodes| nodes.iter().all(|node| node.round_trip.is_some())).await;
+    until_measured(&client).await;
     let before = far.0.lock().unwrap().ids.len();
     says(&near, [lost(), not_served("far"), lost()].map(Answer::Fails));
     let scope = client.scope("s").unwrap();
@@ -140,11 +146,12 @@ async fn a_write_whose_answer_was_lost_stays_at_its_node_though_that_leaves_the_
 #[tokio::test]
 async fn a_read_leaves_a_node_that_hangs() {
     let (near, told_near) = site("near", 0, &[]).await;
-    let (_far, told_far) = site("far", 20, &[]).await;
+    let (_far, told_far) = site("far", 80, &[]).await;
     let client = Client::in_a_hurry(vec![told_near.endpoint, told_far.endpoint]).await.unwrap();
-    until(&client, "measured", |nodes| nodes.iter().all(|node| node.round_trip.is_some())).await;
+    until_measured(&client).await;
     says(&near, [Answer::Silence]);
     client.scope("s").unwrap().get::<i64>("key").await.unwrap();
+    assert!(!matches!(near.0.lock().unwrap().answers.front(), Some(Answer::Silence)), "it was asked");
 }
 
 #[tokio::test]
