@@ -244,6 +244,12 @@ impl Cached {
         self.look(&mut self.state(), key)
     }
 
+    /// Whether a watch has told of a key.
+    #[cfg(test)]
+    pub(crate) fn was_told(&self, key: &str) -> bool {
+        self.state().kept.entries.contains_key(key)
+    }
+
     /// The entry of a key: what is remembered, or what `calls` answer.
     pub(crate) async fn get(
         &self,

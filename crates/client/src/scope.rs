@@ -355,6 +355,12 @@ impl Scope {
         value::decode(&entry).ok()
     }
 
+    /// Whether a watch has told of a key.
+    #[cfg(test)]
+    pub(crate) fn was_told(&self, key: &str) -> bool {
+        self.cached.as_ref().is_some_and(|cached| cached.was_told(key))
+    }
+
     async fn entry(&self, key: &str) -> Result<Option<Entry>, Error> {
         match &self.cached {
             Some(cached) => cached.get(&self.calls, &self.name, key).await,

@@ -100,6 +100,9 @@ async fn a_key_that_was_written_or_deleted_is_asked_for() {
 async fn nothing_is_believed_before_the_watch_has_told_everything_and_after_it_ended() {
     let (node, scope, tell) = watched([Answer::Value(counter(3), "v"), Answer::Value(counter(4), "v")]).await;
     tell.send(message(vec![event(Type::Value, "k", 7, 1)])).await.unwrap();
+    while !scope.was_told("k") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert_eq!(scope.count("k").await.unwrap(), 3);
     tell.send(message(vec![current()])).await.unwrap();
     until_known(&scope, "k", 7).await;

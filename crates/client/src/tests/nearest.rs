@@ -91,6 +91,31 @@ async fn a_call_leaves_a_node_that_stops_and_the_client_comes_back_when_it_serve
 }
 
 #[tokio::test]
+async fn a_call_that_finds_a_node_gone_is_the_last_that_asks_it() {
+    let (near, told_near) = site("near", 0, &[]).await;
+    let (_far, told_far) = site("far", 80, &[]).await;
+    // At the usual pace, in which probes do not bring it back meanwhile.
+    let client = Client::connect([told_near.endpoint, told_far.endpoint]).await.unwrap();
+    until_measured(&client).await;
+    let before = near.calls();
+    says(&near, [Answer::Fails(not_ready())]);
+    for _ in 0..3 {
+        client.scope("s").unwrap().get::<i64>("key").await.unwrap();
+    }
+    assert_eq!(near.calls() - before, 1);
+}
+
+#[tokio::test]
+async fn a_node_that_says_that_it_does_not_serve_is_left_though_no_call_failed() {
+    let (near, told_near) = site("near", 0, &[]).await;
+    let (_far, told_far) = site("far", 80, &[]).await;
+    let client = Client::in_a_hurry(vec![told_near.endpoint, told_far.endpoint]).await.unwrap();
+    until_measured(&client).await;
+    near.0.lock().unwrap().serves = false;
+    until_in(&client, "far").await;
+}
+
+#[tokio::test]
 async fn where_the_nearest_does_not_serve_a_scope_the_nearest_that_does_is_asked_and_remembered() {
     let (near, told_near) = site("near", 0, &[]).await;
     let (middle, told_middle) = site("middle", 80, &[]).await;
