@@ -5,7 +5,7 @@
 //! Two things must not happen: that a value is kept which is older than one that was told or written here, and that one stays
 //! which changed and of which nothing will be told. So a read that was under way while its key changed is not kept; after a
 //! write of one's own nothing older is; and what a watch tells is believed only as long as the watch is heard. What a read
-//! brought is kept beside a watch only if the node of the watch answered: that one shows what it has told, or something later.
+//! brought is not kept beside a watch: it may come from a region that is behind the one of the watch, which would never tell.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tropism_crdt::Stamp;
 
 use crate::calls::Calls;
-use crate::route::{Moment, NodeNumber};
+use crate::route::Moment;
 use crate::stream::{Happening, Watch, WatchEvent, WatchTarget};
 use crate::types::{Entry, Value};
 
@@ -197,8 +197,8 @@ pub(crate) struct Cached {
 #[derive(Debug)]
 struct State {
     kept: Kept,
-    /// Of a watch that has told what is there: its node, and when it was last heard.
-    heard: Option<(NodeNumber, Moment)>,
+    /// When a watch that has told what is there was last heard.
+    heard: Option<Moment>,
 }
 
 impl Drop for Cached {
@@ -231,7 +231,7 @@ impl Cached {
     /// What is remembered of a key, if that can be believed.
     fn look(&self, state: &mut State, key: &str) -> Option<Option<Entry>> {
         let now = self.began.elapsed();
-        let believed = state.heard.is_some_and(|(_, at)| now.saturating_sub(at) < HEARD_TIME);
+        let believed = state.heard.is_some_and(|at| now.saturating_sub(at) < HEARD_TIME);
         if self.cache == Cache::Watched && !believed {
             return None;
         }
@@ -264,17 +264,10 @@ impl Cached {
             }
             state.kept.reading(key)
         };
-        let (node, found) = calls.get_at(scope, key).await?;
-        let entry = found.entry;
-        let now = self.began.elapsed();
-        let State { kept, heard } = &mut *self.state();
-        match self.cache {
-            Cache::For(time) => kept.read(key, reading, entry.clone(), now + time),
-            // That there is nothing has no stamp, which an older event could be compared with.
-            Cache::Watched if entry.is_some() && heard.is_some_and(|(heard, _)| heard == node) => {
-                kept.read(key, reading, entry.clone(), Moment::MAX);
-            }
-            Cache::Watched | Cache::Off => {}
+        let entry = calls.get(scope, key).await?.entry;
+        if let Cache::For(time) = self.cache {
+            let until = self.began.elapsed() + time;
+            self.state().kept.read(key, reading, entry.clone(), until);
         }
         Ok(entry)
     }
@@ -285,7 +278,7 @@ impl Cached {
     }
 
     /// Takes in what a watch told.
-    fn take(&self, node: Option<NodeNumber>, events: Vec<WatchEvent>, current: &mut bool) {
+    fn take(&self, events: Vec<WatchEvent>, current: &mut bool) {
         let now = self.began.elapsed();
         let State { kept, heard } = &mut *self.state();
         for WatchEvent { happening, entry, .. } in events {
@@ -302,7 +295,7 @@ impl Cached {
                 (_, None) => {}
             }
         }
-        *heard = node.filter(|_| *current).map(|node| (node, now));
+        *heard = current.then_some(now);
     }
 
     /// No watch tells of changes any more.
@@ -327,7 +320,7 @@ async fn follow(cached: Weak<Cached>, calls: Calls, scope: String) {
                 break true;
             }
             node = by;
-            cached.take(node, message.events, &mut current);
+            cached.take(message.events, &mut current);
         };
         let Some(strong) = cached.upgrade() else { return };
         strong.lose();

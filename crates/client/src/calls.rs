@@ -19,7 +19,6 @@ use tropism_wire::{Effect, Problem, to_proto, v1};
 use crate::connection::{About, DEFAULT_TIMEOUT, Nodes};
 use crate::error::Error;
 use crate::retry::Nature;
-use crate::route::NodeNumber;
 use crate::stream::{Scan, ScanRange, Watch, WatchTarget};
 use crate::types::{
     Answered, Deleted, Entry, Expiry, Found, FoundMany, Incremented, Patch, PutItem, PutOptions, Register,
@@ -111,19 +110,15 @@ impl Calls {
 
     /// The value of a key.
     pub async fn get(&self, scope: &str, key: &str) -> Result<Found, Error> {
-        Ok(self.get_at(scope, key).await?.1)
-    }
-
-    /// The same, and which node answered.
-    pub(crate) async fn get_at(&self, scope: &str, key: &str) -> Result<(NodeNumber, Found), Error> {
         let request = v1::GetRequest { scope: scope.to_owned(), key: key.to_owned(), token: self.token() };
-        let about = self.about(Nature::Read, Some(scope));
-        let (node, answer) = self
+        let answer = self
             .nodes
-            .call_at(about, &request, |channel, request| async move { state(channel).get(request).await })
+            .call(self.about(Nature::Read, Some(scope)), &request, |channel, request| async move {
+                state(channel).get(request).await
+            })
             .await?;
         let answered = self.keep(answer.answer);
-        Ok((node.number, Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered }))
+        Ok(Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered })
     }
 
     /// The values of many keys of a scope, 1 to 1000, each once, all from one state of the node that answers. Keys that are

@@ -39,7 +39,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// `application/json`, and the last writer wins; [`Scope::put_bytes`] keeps bytes as they are. In a scope of *counters* they
 /// are sums, which change by [`Scope::increment`]. Which of these a scope holds is said by the rule that matches its name.
 ///
-/// Reads and writes are answered by the nearest region that serves the scope. An [`Error`] says what happened to the state.
+/// The nearest region answers reads and writes; if it does not serve the scope it passes them on to one that does. An
+/// [`Error`] says what happened to the state.
 #[derive(Debug, Clone)]
 pub struct Scope {
     calls: Calls,
