@@ -17,7 +17,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::{ListNodesRequest, Node as NodeOfList};
-use tropism_wire::{Effect, Problem, Reason, error::echo, limits::DEFAULT_DEADLINE};
+use tropism_wire::{Effect, Problem, REGION_METADATA, Reason, error::echo, limits::DEFAULT_DEADLINE};
 
 use crate::error::{Error, innermost, never_sent};
 use crate::retry::{Budget, Nature, Next, Pauses, Verdict, after, has_no_effect, verdict};
@@ -240,6 +240,10 @@ impl Nodes {
             let mut attempt = Request::new(request.clone());
             if nature != Nature::Stream {
                 attempt.set_timeout(patience);
+            }
+            let home = self.shared().routes.home_of(node.number).and_then(|home| home.parse().ok());
+            if let Some(home) = home {
+                attempt.metadata_mut().insert(REGION_METADATA, home);
             }
             let until = Instant::now() + patience;
             let answer = timeout_at(until, send(node.channel.clone(), attempt)).await;

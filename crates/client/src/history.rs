@@ -7,8 +7,8 @@ use tropism_wire::v1::cluster_service_client::ClusterServiceClient;
 use tropism_wire::v1::history_service_client::HistoryServiceClient;
 
 use crate::calls::Calls;
-use crate::connection::Nature;
 use crate::error::Error;
+use crate::retry::Nature;
 use crate::types::{Entry, Found};
 
 impl Calls {
@@ -17,7 +17,7 @@ impl Calls {
     pub async fn history(&self, request: v1::GetHistoryRequest) -> Result<v1::GetHistoryResponse, Error> {
         let request = v1::GetHistoryRequest { token: self.token(), ..request };
         let call = |channel, request| async move { history(channel).get_history(request).await };
-        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answer = self.nodes.call(self.about(Nature::Read, Some(&request.scope)), &request, call).await?;
         self.keep(answer.answer.clone());
         Ok(answer)
     }
@@ -31,7 +31,7 @@ impl Calls {
             at: Some(at),
         };
         let call = |channel, request| async move { history(channel).get_at(request).await };
-        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answer = self.nodes.call(self.about(Nature::Read, Some(&request.scope)), &request, call).await?;
         let answered = self.keep(answer.answer);
         Ok(Found { entry: answer.entry.map(|entry| Entry::from_proto(entry, key)), answered })
     }
@@ -43,7 +43,7 @@ impl Calls {
     ) -> Result<v1::ListConflictsResponse, Error> {
         let request = v1::ListConflictsRequest { token: self.token(), ..request };
         let call = |channel, request| async move { history(channel).list_conflicts(request).await };
-        let answer = self.nodes.call(Nature::Read, self.timeout, &request, call).await?;
+        let answer = self.nodes.call(self.about(Nature::Read, Some(&request.scope)), &request, call).await?;
         self.keep(answer.answer.clone());
         Ok(answer)
     }
@@ -57,7 +57,7 @@ impl Calls {
     ) -> Result<v1::SetTelemetryResponse, Error> {
         let call =
             |channel, request| async move { ClusterServiceClient::new(channel).set_telemetry(request).await };
-        self.nodes.call(Nature::Read, self.timeout, request, call).await
+        self.nodes.call(self.about(Nature::Read, None), request, call).await
     }
 }
 

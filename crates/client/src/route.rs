@@ -375,6 +375,16 @@ impl Routes {
         }
     }
 
+    /// The region that the application is in, as far as distances tell, if a node is in another: there a call has to say where
+    /// it comes from, or the scope would be drawn to that node instead of to its users.
+    pub(crate) fn home_of(&self, number: NodeNumber) -> Option<&str> {
+        let measured =
+            self.nodes.values().filter_map(|known| Some((known.distance()?, known.region.as_deref()?)));
+        let (_, home) = measured.min()?;
+        let there = self.nodes.get(&number)?.region.as_deref();
+        (there != Some(home)).then_some(home)
+    }
+
     /// What is known of every node.
     pub(crate) fn view(&self) -> Vec<NodeView> {
         let view = |(number, known): (&NodeNumber, &Known)| NodeView {
@@ -444,6 +454,19 @@ mod tests {
     fn the_nearest_comes_first_and_the_others_by_their_distance() {
         let (mut routes, [far, near, middle]) = world([("far", 150.0), ("near", 2.0), ("middle", 60.0)]);
         assert_eq!(routes.plan(None, false, S), [near, middle, far]);
+    }
+
+    #[test]
+    fn a_call_that_goes_to_another_region_says_which_one_it_comes_from() {
+        let (mut routes, [far, near]) = world([("far", 150.0), ("near", 2.0)]);
+        assert_eq!((routes.home_of(far), routes.home_of(near)), (Some("near"), None));
+        routes.gone(near, S);
+        assert_eq!(routes.home_of(far), Some("near"), "who is at home does not move when its node is away");
+        assert_eq!(
+            Routes::new(["a".to_owned()], false).home_of(NodeNumber(0)),
+            None,
+            "nothing is measured yet"
+        );
     }
 
     #[test]

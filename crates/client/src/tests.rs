@@ -234,6 +234,12 @@ impl ClusterService for Node {
     ) -> Result<Response<v1::ListSpansResponse>, Status> {
         unscripted()
     }
+    async fn set_telemetry(
+        &self,
+        _: Request<v1::SetTelemetryRequest>,
+    ) -> Result<Response<v1::SetTelemetryResponse>, Status> {
+        unscripted()
+    }
 }
 
 #[tonic::async_trait]
