@@ -30,6 +30,7 @@ command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{proto_dir}", f"--pyth
 subprocess.run(command + [f"--grpc_python_out={stubs}"] + files, check=True)
 sys.path.insert(0, stubs)
 from tropism.v1 import cluster_pb2, cluster_pb2_grpc, parked_pb2, parked_pb2_grpc  # noqa: E402
+from tropism.v1 import placement_pb2, placement_pb2_grpc  # noqa: E402
 from tropism.v1 import scope_pb2, scope_pb2_grpc, state_pb2, state_pb2_grpc  # noqa: E402
 
 world = json.loads(ready_file.read_text())
@@ -235,17 +236,38 @@ def served_by(name):
 
 
 @check
-def a_scope_moves_and_says_where_it_is():
+def a_scope_moves_and_is_answered_for_everywhere():
     request = {"scope": "shop/moved", "key": "alice"}
     dallas.Put(state_pb2.PutRequest(**request, value=json_value('{"at":"dallas"}')), timeout=10)
     move = scope_pb2.MoveScopeRequest(name="shop/moved", regions=["tokyo"])
     assert eventually_ok(lambda: scopes_of("dallas").MoveScope(move, timeout=10)).scope.goal == ["tokyo"]
     eventually(lambda: served_by("shop/moved"), ["tokyo"])
     assert json.loads(tokyo.Get(state_pb2.GetRequest(**request), timeout=10).entry.value.json) == {"at": "dallas"}
-    elsewhere = lambda: dallas.Get(state_pb2.GetRequest(**request), timeout=10)  # noqa: E731
+    got = dallas.Get(state_pb2.GetRequest(**request), timeout=10)
+    assert (got.answer.region, json.loads(got.entry.value.json)) == ("tokyo", {"at": "dallas"}), got
+    dallas.Put(state_pb2.PutRequest(**request, value=json_value('{"at":"tokyo"}')), timeout=10)
+    assert json.loads(tokyo.Get(state_pb2.GetRequest(**request), timeout=10).entry.value.json) == {"at": "tokyo"}
+    again = (("tropism-forwarded-by", "dallas-1"),)  # what was forwarded is forwarded no further
+    elsewhere = lambda: dallas.Get(state_pb2.GetRequest(**request), timeout=10, metadata=again)  # noqa: E731
     refused(elsewhere, grpc.StatusCode.UNAVAILABLE, "NOT_SERVED_HERE")
     nowhere = scope_pb2.MoveScopeRequest(name="shop/moved", regions=["atlantis"])
     refused(lambda: scopes_of("dallas").MoveScope(nowhere), grpc.StatusCode.NOT_FOUND, "REGION_NOT_FOUND", "regions")
+
+
+@check
+def a_scope_that_follows_its_use_is_explained():
+    request = {"scope": "roam/games", "key": "alice"}
+    tokyo.Put(state_pb2.PutRequest(**request, value=json_value('{"level":1}')), timeout=10)
+    placement = placement_pb2_grpc.PlacementServiceStub(channels["dallas"])
+    explained = placement.ExplainScope(placement_pb2.ExplainScopeRequest(name="roam/games"), timeout=10)
+    assert explained.steward == "frankfurt-1" and list(explained.current.regions) == ["frankfurt"], explained
+    assert [use.region for use in explained.uses] == sorted(channels), explained
+    still = placement.ExplainScope(placement_pb2.ExplainScopeRequest(name="shop/carts"), timeout=10)
+    assert still.mode == placement_pb2.PLACEMENT_MODE_FIXED and not still.HasField("current"), still
+    unknown = placement_pb2.ExplainScopeRequest(name="Not A Scope")
+    refused(lambda: placement.ExplainScope(unknown), grpc.StatusCode.INVALID_ARGUMENT, "BAD_SCOPE", "name")
+    events = placement.ListPlacementEvents(placement_pb2.ListPlacementEventsRequest(), timeout=10).events
+    assert all(a.number < b.number for a, b in zip(events, events[1:])), events
 
 
 @check
